@@ -1,0 +1,99 @@
+"""What an evolution is given and what it answers: the seam between the stores and the algorithm.
+
+`evolver.window` makes the inputs, `evolver.pipeline` (pure: no Redis, no Celery) turns them into a result, and
+`evolver.publish` turns the result into a version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from shared.config import Settings
+from shared.manifest import Gate, Manifest
+from shared.ranking import BlendWeights
+from shared.types import DomainId, Interaction, Item, UserId
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""{"before" | "after": {"U_A" | "U_I" | "U": {"n": 40.0, "hr@1": 0.2, ...}}}"""
+
+Progress = Callable[[str, float], None]
+"""`progress(stage, share)`: the stage that runs (locate, forget, update, evaluate) and its done share, 0..1."""
+
+ShouldStop = Callable[[], bool]
+"""Asked between steps; once it answers True the pipeline raises `Cancelled`."""
+
+
+class Cancelled(Exception):  # noqa: N818  (an outcome somebody asked for, not an error)
+    """The evolution was cancelled; nothing of it may be published."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionInputs:
+    """Everything that one evolution learns from, read once, at its start.
+
+    `histories` are oldest first, window included, and hold positive events alone. `window_event_ids` are the events
+    of the window among them; a user with one is active (U_A), every other user is inactive (U_I). Without a parent
+    (bootstrap) all events are the window's. Users of `panel` never supply a training target.
+    """
+
+    domain: DomainId
+    items: tuple[Item, ...]
+    histories: Mapping[UserId, tuple[Interaction, ...]]
+    window_event_ids: frozenset[str]
+    panel: frozenset[UserId]
+    seed: int
+
+    def active_users(self) -> tuple[UserId, ...]:
+        """U_A, in the order of `histories`."""
+        window = self.window_event_ids
+        return tuple(user for user, events in self.histories.items() if any(e.event_id in window for e in events))
+
+
+@dataclass(frozen=True, slots=True)
+class ParentVersion:
+    """The champion at the evolution's start: a verified local folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """What Locate, Forget, Update and Evaluate found; the manifest's fields bear the same names.
+
+    `layer_votes` and `layer_similarity` have one entry per decoder layer; `located_layers` are their indices, ascending.
+    """
+
+    located_layers: tuple[int, ...]
+    layer_votes: tuple[int, ...]
+    layer_similarity: tuple[float, ...]
+    n_layers: int
+    trainable_parameters: int
+    lora_parameters: int
+    forgotten_interactions: int
+    forgotten_share: float
+    lora_rank: int
+    target_modules: tuple[str, ...]
+    blend: BlendWeights
+    metrics: Metrics
+    gate: Gate
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    train_examples: int = 0
+
+
+class Pipeline(Protocol):
+    """`evolver.pipeline.run_pipeline`, or a fast stand-in of the tests: a synchronous function that writes the
+    version's files (adapter, retriever, forgotten set) into `out`. Raises `Cancelled`."""
+
+    def __call__(
+        self,
+        inputs: EvolutionInputs,
+        parent: ParentVersion | None,
+        out: Path,
+        settings: Settings,
+        progress: Progress,
+        should_stop: ShouldStop,
+    ) -> PipelineResult: ...

@@ -1,0 +1,19 @@
+"""The panel: users who are only ever evaluated on, never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+
+from shared.types import UserId
+
+_HASH_BITS = 64
+
+
+def in_panel(user_id: UserId, share: float) -> bool:
+    """Whether this user belongs to the panel: a share (0..1) of all users, by hash of the id.
+
+    A function of the id alone, so that a user stays in or out for every version of every domain, and a larger
+    share always contains a smaller one. The hash is salted: the partitions hash the same ids for another purpose.
+    """
+    digest = hashlib.blake2b(user_id.encode(), digest_size=_HASH_BITS // 8, person=b"evorec-panel").digest()
+    return int.from_bytes(digest, "big") < share * 2**_HASH_BITS
