@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -60,11 +60,12 @@ class ParentVersion:
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineResult:
     """What Locate, Forget, Update and Evaluate found; the manifest's fields bear the same names.
 
     `layer_votes` and `layer_similarity` have one entry per decoder layer; `located_layers` are their indices, ascending.
+    `train_examples` are those that Update trained on: with none of them there is nothing to publish.
     """
 
     located_layers: tuple[int, ...]
@@ -80,8 +81,8 @@ class PipelineResult:
     blend: BlendWeights
     metrics: Metrics
     gate: Gate
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    train_examples: int = 0
+    stage_seconds: Mapping[str, float]
+    train_examples: int
 
 
 class Pipeline(Protocol):
