@@ -1,0 +1,39 @@
+# The commands of this project; `make` alone lists them. Set PYTHON to choose the interpreter, ARGS to pass options on.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+PACKAGES := shared service evolver deploy tests
+
+.PHONY: help setup demo up test unit lint format clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: ## the environment in .venv (does nothing when it is up to date)
+	@deploy/local/setup.sh
+
+demo: setup ## the whole loop on a generated store, in a few minutes
+	@$(BIN)/evorec demo $(ARGS)
+
+up: setup ## Redis, worker and service on this machine
+	@$(BIN)/evorec up $(ARGS)
+
+test: lint ## linters, types, import walls, then every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+unit: setup ## the tests without I/O
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: setup ## ruff, mypy and import-linter
+	@$(BIN)/ruff check $(PACKAGES)
+	@$(BIN)/ruff format --check $(PACKAGES)
+	@$(BIN)/mypy $(PACKAGES)
+	@$(BIN)/lint-imports
+
+format: setup ## ruff's formatter and its safe fixes
+	@$(BIN)/ruff format $(PACKAGES)
+	@$(BIN)/ruff check --fix $(PACKAGES)
+
+clean: ## removes the environment and every cache, keeps .evorec
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
