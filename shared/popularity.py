@@ -1,0 +1,85 @@
+"""Time-decayed popularity: an item's mass is the sum over its positive events of 2^(-age / half-life).
+
+All masses decay alike, so their shares need no clock: mass(t) = 2^(-t / h) * sum_i 2^(t_i / h). Redis keeps log2 of
+that sum, because the sum itself leaves the range of a double within three years at a half-life of a day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.redis_keys import PartitionKeys
+from shared.types import DomainId, ItemId
+
+# What an item without events gets: it has to be finite under a logarithm.
+SHARE_FLOOR = 1e-6
+SNAPSHOT_S = 1.0
+
+
+def log2_weight(timestamp: float, half_life_days: float) -> float:
+    """log2 of an event's weight, t / h.
+
+    >>> log2_weight(120 * 86400, half_life_days=60)
+    2.0
+    """
+    return timestamp / (half_life_days * 86400)
+
+
+def shares_of(log2_masses: Sequence[tuple[str, float]]) -> dict[ItemId, float]:
+    """Shares of the whole mass, largest first (ties by item id); an item may occur once per partition.
+
+    >>> shares_of([("a", 1.0), ("b", 0.0), ("b", 0.0), ("c", 2.0)])
+    {'c': 0.5, 'a': 0.25, 'b': 0.25}
+    """
+    if not log2_masses:
+        return {}
+    masses = np.exp2(np.array([mass for _, mass in log2_masses]) - max(mass for _, mass in log2_masses))
+    shares: dict[ItemId, float] = {}
+    for (item, _), share in zip(log2_masses, (masses / masses.sum()).tolist(), strict=True):
+        shares[ItemId(item)] = shares.get(ItemId(item), 0.0) + share
+    return dict(sorted(shares.items(), key=lambda entry: (-entry[1], entry[0])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    taken: float
+    shares: Mapping[ItemId, float]
+
+
+class PopularityStore:
+    """Reads what `InteractionLog.append` counts, at most once a second per domain: every recommendation asks."""
+
+    def __init__(self, redis: Redis, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._clock = clock
+        self._snapshots: dict[DomainId, _Snapshot] = {}
+
+    async def top(self, domain: DomainId, n: int) -> list[tuple[ItemId, float]]:
+        """The n items with the largest shares, best first."""
+        return list((await self._shares(domain)).items())[:n]
+
+    async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
+        """Each item's share of the domain's decayed mass, never below `SHARE_FLOOR`."""
+        shares = await self._shares(domain)
+        return [shares.get(item_id, 0.0) + SHARE_FLOOR for item_id in item_ids]
+
+    async def _shares(self, domain: DomainId) -> Mapping[ItemId, float]:
+        snapshot = self._snapshots.get(domain)
+        now = self._clock()
+        # An empty one is not kept, so that a domain's very first events show at once.
+        if snapshot is None or not snapshot.shares or now - snapshot.taken >= SNAPSHOT_S:
+            snapshot = self._snapshots[domain] = _Snapshot(now, await self._read(domain))
+        return snapshot.shares
+
+    async def _read(self, domain: DomainId) -> dict[ItemId, float]:
+        pipe = self._redis.pipeline(transaction=False)
+        for partition in range(self._settings.partitions):
+            pipe.zrange(PartitionKeys(domain, partition).popularity, 0, -1, withscores=True)
+        return shares_of([(item, float(mass)) for page in await pipe.execute() for item, mass in page])

@@ -1,0 +1,156 @@
+"""Every Redis key and channel of the project. Nothing else builds one.
+
+Keys that one script touches together share a hash tag: `{domain:p}` for what grows with the users (partition p by
+hash of the user, so that a Cluster can spread a large domain), `{domain}` for the catalog and the registry.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+
+from shared.errors import InvalidInput
+from shared.types import DomainId, UserId
+
+DOMAINS = "evorec:domains"
+CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes or catalog changed
+
+_DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def validate_domain(value: str) -> DomainId:
+    """The domain's id, or InvalidInput. A domain names folders, keys and adapters, hence the narrow alphabet."""
+    if not _DOMAIN.fullmatch(value):
+        raise InvalidInput(
+            f"domain {value[:80]!r} must be 1 to 64 of a-z, 0-9, '-' and '_', starting with a letter or digit"
+        )
+    return DomainId(value)
+
+
+def partition_of(user_id: UserId, partitions: int) -> int:
+    """The user's partition; the same in every process and release (Python's own `hash` is salted)."""
+    return zlib.crc32(user_id.encode()) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKeys:
+    """Keys of one partition of a domain."""
+
+    domain: DomainId
+    partition: int
+
+    def _key(self, name: str) -> str:
+        return f"evorec:{{{self.domain}:{self.partition}}}:{name}"
+
+    @property
+    def stream(self) -> str:
+        return self._key("stream")
+
+    @property
+    def users(self) -> str:
+        """Sorted set: user -> time of the user's newest interaction."""
+        return self._key("users")
+
+    @property
+    def capped(self) -> str:
+        """Set of users whose oldest interactions left the history (they are still in the stream)."""
+        return self._key("capped")
+
+    @property
+    def popularity(self) -> str:
+        return self._key("popularity")
+
+    @property
+    def dead_letter(self) -> str:
+        """Hash: stream id -> entry that could not be read."""
+        return self._key("dead-letter")
+
+    def history(self, user_id: UserId) -> str:
+        return self._key(f"history:{user_id}")
+
+    def event(self, event_id: str) -> str:
+        return self._key(f"event:{event_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class DomainKeys:
+    """Keys of a domain that are not partitioned."""
+
+    domain: DomainId
+
+    def _key(self, name: str) -> str:
+        return f"evorec:{{{self.domain}}}:{name}"
+
+    @property
+    def items(self) -> str:
+        return self._key("items")
+
+    @property
+    def catalog_version(self) -> str:
+        return self._key("catalog-version")
+
+    @property
+    def version_counter(self) -> str:
+        """The highest adapter number ever handed out."""
+        return self._key("version-counter")
+
+    @property
+    def versions(self) -> str:
+        """Hash: adapter name -> manifest."""
+        return self._key("versions")
+
+    @property
+    def aliases(self) -> str:
+        """Hash: alias -> adapter name."""
+        return self._key("aliases")
+
+    @property
+    def route(self) -> str:
+        return self._key("route")
+
+    @property
+    def considered(self) -> str:
+        """Hash: partition -> stream id up to which a finished run has looked."""
+        return self._key("considered")
+
+    @property
+    def move_counter(self) -> str:
+        return self._key("move-counter")
+
+    @property
+    def move_outbox(self) -> str:
+        """List of alias moves that the artifact store has not recorded yet."""
+        return self._key("move-outbox")
+
+    @property
+    def lease(self) -> str:
+        """String with expiry: who runs the domain's evolution."""
+        return self._key("lease")
+
+    @property
+    def fencing_token(self) -> str:
+        """Counter: the newest fencing token that a lease was given."""
+        return self._key("fencing-token")
+
+    @property
+    def evolutions(self) -> str:
+        """Hash: evolution id -> evolution."""
+        return self._key("evolutions")
+
+    @property
+    def evolution_order(self) -> str:
+        """List of evolution ids, newest first."""
+        return self._key("evolution-order")
+
+    @property
+    def evolution_counter(self) -> str:
+        return self._key("evolution-counter")
+
+    @property
+    def active_evolution(self) -> str:
+        return self._key("active-evolution")
+
+    @property
+    def cancel_requests(self) -> str:
+        return self._key("cancel-requests")

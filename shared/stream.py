@@ -1,0 +1,248 @@
+"""The interaction log: a Redis stream per partition, and what one append keeps in step with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.popularity import log2_weight
+from shared.redis_client import text
+from shared.redis_keys import PartitionKeys, partition_of
+from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId
+
+log = structlog.get_logger(__name__)
+
+PAGE = 1000
+# One script call blocks Redis; 500 events keep that to a few milliseconds.
+APPEND_CHUNK = 500
+FIELD = "e"
+ARGS_PER_EVENT = 6
+
+# KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
+# ARGV: number of events, max_history, ttl, then per event: payload, timestamp, user, item,
+#       log2 popularity weight ('' where the event does not count), index of the user's history key.
+# Popularity scores are log2 of the decayed mass, hence log2(2^a + 2^b) instead of ZINCRBY.
+# The event id is set last: after a crash between two commands a retry repairs, and readers drop the event's twin.
+APPEND = """
+local n, max_history, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+if #ARGV ~= 3 + 6 * n then return redis.error_reply('ERR append: wrong number of arguments') end
+for i = 0, n - 1 do
+  local at = 3 + 6 * i
+  if not tonumber(ARGV[at + 2]) or (ARGV[at + 5] ~= '' and not tonumber(ARGV[at + 5]))
+     or not KEYS[4 + n + tonumber(ARGV[at + 6])] then
+    return redis.error_reply('ERR append: bad event ' .. i)
+  end
+end
+local accepted, touched = 0, {}
+for i = 0, n - 1 do
+  local at = 3 + 6 * i
+  local event = KEYS[5 + i]
+  if redis.call('EXISTS', event) == 0 then
+    local payload, timestamp, user, item, weight = unpack(ARGV, at + 1, at + 5)
+    local history = KEYS[4 + n + tonumber(ARGV[at + 6])]
+    local id = redis.call('XADD', KEYS[1], '*', 'e', payload)
+    local dash = string.find(id, '-', 1, true)
+    local order = string.rep('0', 16 - dash) .. string.sub(id, 1, dash)
+                  .. string.rep('0', 10 - (#id - dash)) .. string.sub(id, dash + 1)
+    redis.call('ZADD', history, timestamp, order .. '|' .. payload)
+    redis.call('ZADD', KEYS[2], 'GT', timestamp, user)
+    if weight ~= '' then
+      local mass, added = redis.call('ZSCORE', KEYS[3], item), tonumber(weight)
+      if mass then
+        mass = tonumber(mass)
+        added = math.max(mass, added) + math.log(1 + 2 ^ -math.abs(mass - added)) / math.log(2)
+      end
+      redis.call('ZADD', KEYS[3], added, item)
+    end
+    redis.call('SET', event, '1', 'EX', ttl)
+    touched[history] = user
+    accepted = accepted + 1
+  end
+end
+for history, user in pairs(touched) do
+  if redis.call('ZREMRANGEBYRANK', history, 0, -max_history - 1) > 0 then redis.call('SADD', KEYS[4], user) end
+end
+return accepted
+"""
+
+# KEYS: stream.  ARGV: first id (exclusive), last id, page.  -> {number of entries, last id seen}
+COUNT_PAGE = """
+local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+return {#entries, #entries > 0 and entries[#entries][1] or ''}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    accepted: int
+    duplicates: int
+
+
+def event_id_of(user_id: UserId, item_id: ItemId, event_type: str, timestamp: float) -> str:
+    """The id of an event that came without one: the same event sent twice has the same id."""
+    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") differ.
+    content = json.dumps([user_id, item_id, event_type, float(timestamp)])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def encode(interaction: Interaction) -> str:
+    """One line of JSON; absent values are left out, since every interaction is stored twice."""
+    record: dict[str, object] = {
+        "id": interaction.event_id,
+        "user": interaction.user_id,
+        "item": interaction.item_id,
+        "at": interaction.timestamp,
+        "type": interaction.event_type,
+    }
+    if interaction.value is not None:
+        record["value"] = interaction.value
+    if interaction.recommendation_id is not None:
+        record["recommendation"] = interaction.recommendation_id
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def decode(payload: str, stream_id: str) -> Interaction:
+    """ValueError, KeyError or TypeError where the payload is none of ours."""
+    record = json.loads(payload)
+    return Interaction(
+        event_id=record["id"],
+        user_id=UserId(record["user"]),
+        item_id=ItemId(record["item"]),
+        timestamp=float(record["at"]),
+        event_type=record["type"],
+        value=record.get("value"),
+        recommendation_id=record.get("recommendation"),
+        stream_id=stream_id,
+    )
+
+
+def order_of(stream_id: str) -> tuple[int, int]:
+    """Stream ids as numbers: "9-0" comes before "10-0"."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
+class InteractionLog:
+    """Append-only, but for erasure (`HistoryStore.erase`)."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._append = redis.register_script(APPEND)
+        self._count_page = redis.register_script(COUNT_PAGE)
+
+    async def append(self, domain: DomainId, interactions: Sequence[Interaction]) -> Appended:
+        """Adds what is new to stream, histories and popularity. Events without id get the hash of their content."""
+        by_partition: defaultdict[int, list[Interaction]] = defaultdict(list)
+        for event in interactions:
+            by_partition[partition_of(event.user_id, self._settings.partitions)].append(_with_id(event))
+        accepted = 0
+        for partition, events in by_partition.items():
+            keys = PartitionKeys(domain, partition)
+            for start in range(0, len(events), APPEND_CHUNK):
+                accepted += await self._append_chunk(keys, events[start : start + APPEND_CHUNK])
+        return Appended(accepted, len(interactions) - accepted)
+
+    async def _append_chunk(self, keys: PartitionKeys, events: Sequence[Interaction]) -> int:
+        histories: dict[str, int] = {}
+        args: list[str | int | float] = [len(events), self._settings.max_history, self._settings.event_id_ttl_s]
+        for event in events:
+            index = histories.setdefault(keys.history(event.user_id), len(histories) + 1)
+            args += (encode(event), event.timestamp, event.user_id, event.item_id, self._weight(event), index)
+        fixed = [keys.stream, keys.users, keys.popularity, keys.capped]
+        event_keys = [keys.event(event.event_id) for event in events]
+        return int(await self._append(keys=[*fixed, *event_keys, *histories], args=args))
+
+    def _weight(self, event: Interaction) -> float | str:
+        if event.event_type not in self._settings.positive_events:
+            return ""
+        return log2_weight(event.timestamp, self._settings.popularity_half_life_days)
+
+    async def read(
+        self, domain: DomainId, after: StreamPositions, until: StreamPositions
+    ) -> AsyncIterator[Interaction]:
+        """Everything after `after`, up to and including `until`, partition by partition, in stream order.
+
+        A partition that is missing in `until` ends at its start. An event that was appended twice comes once.
+        """
+        for partition in sorted(until):
+            keys = PartitionKeys(domain, partition)
+            seen: set[str] = set()
+            async for event in self._read_partition(keys, after.get(partition, STREAM_START), until[partition]):
+                if event.event_id not in seen:
+                    seen.add(event.event_id)
+                    yield event
+
+    async def _read_partition(self, keys: PartitionKeys, after: str, until: str) -> AsyncIterator[Interaction]:
+        while page := await self._redis.xrange(keys.stream, f"({after}", until, count=PAGE):
+            for entry_id, fields in page:
+                if entry_id is None or fields is None:
+                    continue
+                after = text(entry_id)
+                try:
+                    # With decode_responses, which the annotations do not know, fields are strings.
+                    yield decode(str(fields[FIELD]), after)
+                except (ValueError, KeyError, TypeError) as error:
+                    await self._bury(keys, after, fields, error)
+
+    async def _bury(self, keys: PartitionKeys, stream_id: str, fields: object, error: Exception) -> None:
+        """One unreadable entry must not stop every evolution that comes after it."""
+        log.warning("unreadable stream entry", stream=keys.stream, stream_id=stream_id, error=repr(error))
+        await self._redis.hset(keys.dead_letter, stream_id, json.dumps(fields))
+
+    async def tail(self, domain: DomainId) -> StreamPositions:
+        """The newest stream id of every partition."""
+        pipe = self._redis.pipeline(transaction=False)
+        for keys in self._all_keys(domain):
+            pipe.xrevrange(keys.stream, count=1)
+        pages = await pipe.execute()
+        return {partition: page[0][0] if page else STREAM_START for partition, page in enumerate(pages)}
+
+    async def count(
+        self,
+        domain: DomainId,
+        after: StreamPositions,
+        until: StreamPositions | None = None,
+        *,
+        at_most: int | None = None,
+    ) -> int:
+        """Entries after `after` up to `until` (None: the newest). Stops early, at a page's end, beyond `at_most`."""
+        total = 0
+        for keys in self._all_keys(domain):
+            position = after.get(keys.partition, STREAM_START)
+            end = "+" if until is None else until.get(keys.partition, STREAM_START)
+            found = PAGE
+            while found == PAGE and (at_most is None or total < at_most):
+                found, position = await self._count_page(keys=[keys.stream], args=[position, end, PAGE])
+                total += found
+        return total
+
+    async def first_arrival(self, domain: DomainId, after: StreamPositions) -> float | None:
+        """When (unix seconds) the first interaction after `after` arrived; None where there is none."""
+        pipe = self._redis.pipeline(transaction=False)
+        for keys in self._all_keys(domain):
+            pipe.xrange(keys.stream, f"({after.get(keys.partition, STREAM_START)}", "+", count=1)
+        arrivals = [order_of(page[0][0])[0] / 1000 for page in await pipe.execute() if page]
+        return min(arrivals, default=None)
+
+    async def oldest_age(self, domain: DomainId, after: StreamPositions, now: float | None = None) -> float | None:
+        """Seconds since the first interaction after `after` arrived; None where there is none."""
+        first = await self.first_arrival(domain, after)
+        return None if first is None else max(0.0, (time.time() if now is None else now) - first)
+
+    def _all_keys(self, domain: DomainId) -> Iterable[PartitionKeys]:
+        return (PartitionKeys(domain, partition) for partition in range(self._settings.partitions))
+
+
+def _with_id(event: Interaction) -> Interaction:
+    if event.event_id:
+        return event
+    return replace(event, event_id=event_id_of(event.user_id, event.item_id, event.event_type, event.timestamp))
