@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 from shared.errors import InvalidInput
-from shared.types import DomainId, UserId
+from shared.types import DomainId, EvolutionId, UserId
 
 DOMAINS = "evorec:domains"
 CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes or catalog changed
@@ -150,6 +150,14 @@ class DomainKeys:
     @property
     def active_evolution(self) -> str:
         return self._key("active-evolution")
+
+    def enqueued(self, evolution_id: EvolutionId) -> str:
+        """String with expiry: the evolution waits in the broker's queue, so nobody needs to put it there again."""
+        return self._key(f"enqueued:{evolution_id}")
+
+    def attempts(self, evolution_id: EvolutionId) -> str:
+        """Counter with expiry: how often a worker has started this evolution."""
+        return self._key(f"attempts:{evolution_id}")
 
     @property
     def cancel_requests(self) -> str:
