@@ -129,9 +129,9 @@ class DomainKeys:
         return self._key("lease")
 
     @property
-    def fencing_token(self) -> str:
+    def fence(self) -> str:
         """Counter: the newest fencing token that a lease was given."""
-        return self._key("fencing-token")
+        return self._key("fence")
 
     @property
     def evolutions(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -225,18 +224,13 @@ class InteractionLog:
                 total += found
         return total
 
-    async def first_arrival(self, domain: DomainId, after: StreamPositions) -> float | None:
+    async def first_timestamp(self, domain: DomainId, after: StreamPositions) -> float | None:
         """When (unix seconds) the first interaction after `after` arrived; None where there is none."""
         pipe = self._redis.pipeline(transaction=False)
         for keys in self._all_keys(domain):
             pipe.xrange(keys.stream, f"({after.get(keys.partition, STREAM_START)}", "+", count=1)
         arrivals = [order_of(page[0][0])[0] / 1000 for page in await pipe.execute() if page]
         return min(arrivals, default=None)
-
-    async def oldest_age(self, domain: DomainId, after: StreamPositions, now: float | None = None) -> float | None:
-        """Seconds since the first interaction after `after` arrived; None where there is none."""
-        first = await self.first_arrival(domain, after)
-        return None if first is None else max(0.0, (time.time() if now is None else now) - first)
 
     def _all_keys(self, domain: DomainId) -> Iterable[PartitionKeys]:
         return (PartitionKeys(domain, partition) for partition in range(self._settings.partitions))

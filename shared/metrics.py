@@ -1,0 +1,95 @@
+"""The Prometheus metrics of every process, named once.
+
+Label values stay few: no user, item or request id is ever one.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import exposition as _exposition
+
+CONTENT_TYPE = _exposition.CONTENT_TYPE_LATEST
+
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+_STAGE_S = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+
+class Metrics:
+    """Made once per process and handed to whoever counts; its own registry keeps tests and processes apart."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+
+        # -- service --------------------------------------------------------------------------
+        self.http_requests = Counter(
+            "evorec_http_requests", "HTTP requests", ("method", "route", "status"), registry=registry
+        )
+        self.http_seconds = Histogram(
+            "evorec_http_request_seconds", "HTTP latency", ("method", "route"), buckets=_REQUEST_S, registry=registry
+        )
+        self.recommendations = Counter(
+            "evorec_recommendations",
+            "Recommendations; `degraded` is empty or the reason",
+            ("domain", "adapter", "degraded"),
+            registry=registry,
+        )
+        self.recommend_stage_seconds = Histogram(
+            "evorec_recommend_stage_seconds",
+            "Time of a recommendation's stages (history, retrieve, prompt, rank)",
+            ("stage",),
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self.rankings_running = Gauge("evorec_rankings_running", "Rankings in the engine", registry=registry)
+        self.interactions = Counter(
+            "evorec_interactions",
+            "Interactions received; `outcome`: accepted, duplicate, rejected",
+            ("domain", "outcome"),
+            registry=registry,
+        )
+        self.adapter_loaded = Gauge(
+            "evorec_adapter_loaded", "1 while the engine holds the adapter", ("domain", "adapter"), registry=registry
+        )
+        self.adapter_swaps = Counter(
+            "evorec_adapter_swaps",
+            "Changes of champion; `outcome`: ok, failed",
+            ("domain", "outcome"),
+            registry=registry,
+        )
+        self.adapter_swap_seconds = Histogram(
+            "evorec_adapter_swap_seconds",
+            "From noticing a new champion to answering with it",
+            buckets=_STAGE_S,
+            registry=registry,
+        )
+
+        # -- evolver --------------------------------------------------------------------------
+        self.evolutions = Counter(
+            "evorec_evolutions", "Finished evolutions by status", ("domain", "status"), registry=registry
+        )
+        self.evolution_running = Gauge(
+            "evorec_evolution_running", "1 while an evolution runs", ("domain",), registry=registry
+        )
+        self.evolution_stage_seconds = Histogram(
+            "evorec_evolution_stage_seconds",
+            "Time of an evolution's stages",
+            ("stage",),
+            buckets=_STAGE_S,
+            registry=registry,
+        )
+        self.pending_interactions = Gauge(
+            "evorec_pending_interactions", "Interactions no run has considered yet", ("domain",), registry=registry
+        )
+        self.forgotten_share = Gauge(
+            "evorec_forgotten_share", "Share of interactions the last evolution forgot", ("domain",), registry=registry
+        )
+        self.panel_hit_rate = Gauge(
+            "evorec_panel_hit_rate",
+            "HR@1 of the last evolution's panel; `moment`: before, after; `group`: U_A, U_I, U",
+            ("domain", "moment", "group"),
+            registry=registry,
+        )
+
+    def render(self) -> bytes:
+        """The exposition text of `GET /metrics`."""
+        return generate_latest(self.registry)

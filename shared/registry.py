@@ -1,0 +1,325 @@
+"""The registry: which adapter versions a domain has, which of them serves, and how requests are routed.
+
+Aliases move by compare-and-set in one script; each move goes through an outbox into the artifact store, from which
+`rebuild` can make the registry anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.artifacts import AliasMove, ArtifactStore
+from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
+from shared.manifest import Manifest, adapter_name, split_adapter_name
+from shared.redis_client import maybe_text, text
+from shared.redis_keys import CHANGES_CHANNEL, DomainKeys, validate_domain
+from shared.types import AdapterName, DomainId, StreamPositions
+
+log = structlog.get_logger(__name__)
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+RECONNECT_S = 1.0
+
+# KEYS: aliases, versions, move counter, outbox, fence, considered.
+# ARGV: alias, expected ('' = unset), to ('' = unset), unix seconds, reason, lowest move number, channel, domain,
+#       fencing token ('' = not checked), manifest ('' = `to` is registered already),
+#       then partition, stream id, ... = what the version has considered.
+# A move that has happened already (a retry of the client) succeeds and does nothing.
+MOVE = """
+local alias, expected, to, manifest = ARGV[1], ARGV[2], ARGV[3], ARGV[10]
+local current = redis.call('HGET', KEYS[1], alias) or ''
+local known = redis.call('HGET', KEYS[2], to)
+if ARGV[9] ~= '' and ARGV[9] ~= (redis.call('GET', KEYS[5]) or '0') then return {'lease', ''} end
+if current == to and (manifest == '' or known == manifest) then return {'ok', current} end
+if current ~= expected then return {'moved', current} end
+if manifest ~= '' and known and known ~= manifest then return {'exists', ''} end
+if manifest == '' and to ~= '' and not known then return {'unknown', ''} end
+
+if manifest ~= '' then redis.call('HSET', KEYS[2], to, manifest) end
+for i = 11, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
+if to == '' then redis.call('HDEL', KEYS[1], alias) else redis.call('HSET', KEYS[1], alias, to) end
+local sequence = tonumber(redis.call('GET', KEYS[3]) or 0)
+sequence = math.max(sequence, tonumber(ARGV[6])) + 1
+redis.call('SET', KEYS[3], sequence)
+local function name(value) if value == '' then return cjson.null end return value end
+redis.call('RPUSH', KEYS[4], cjson.encode({
+  sequence = sequence, alias = alias, before = name(current), to = name(to), at = tonumber(ARGV[4]), reason = ARGV[5],
+}))
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return {'ok', current}
+"""
+
+# KEYS: version counter.  ARGV: highest number in the artifact store.
+RESERVE = """
+local number = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])) + 1
+redis.call('SET', KEYS[1], number)
+return number
+"""
+
+# KEYS: aliases, versions.  ARGV: name.  -> 1 if the version is no longer registered
+REMOVE = """
+for _, name in ipairs(redis.call('HVALS', KEYS[1])) do
+  if name == ARGV[1] then return 0 end
+end
+redis.call('HDEL', KEYS[2], ARGV[1])
+return 1
+"""
+
+
+class Route(BaseModel):
+    """`share` of the users (0..1) is answered by the challenger; `paused` stops evolutions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    challenger: AdapterName | None = None
+    share: float = Field(0.0, ge=0.0, le=1.0)
+    paused: bool = False
+
+
+class Registry:
+    def __init__(self, redis: Redis, artifacts: ArtifactStore, clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._artifacts = artifacts
+        self._clock = clock
+        self._move = redis.register_script(MOVE)
+        self._reserve = redis.register_script(RESERVE)
+        self._remove = redis.register_script(REMOVE)
+
+    # -- versions ---------------------------------------------------------------------------------
+
+    async def reserve_name(self, domain: DomainId) -> AdapterName:
+        """A name that no version has had or will have, even where Redis has lost its counter."""
+        highest = await asyncio.to_thread(_highest_number, self._artifacts, domain)
+        return adapter_name(domain, int(await self._reserve(keys=[DomainKeys(domain).version_counter], args=[highest])))
+
+    async def register(self, manifest: Manifest) -> None:
+        """Makes a committed version known without an alias. Conflict where the name has another manifest."""
+        keys = DomainKeys(manifest.domain)
+        record = manifest.model_dump_json()
+        if not await self._redis.hsetnx(keys.versions, manifest.name, record):
+            known = maybe_text(await self._redis.hget(keys.versions, manifest.name))
+            if known != record:
+                raise Conflict(f"adapter {manifest.name} is registered with another manifest")
+        await self._announce(manifest.domain)
+
+    async def manifest(self, domain: DomainId, name: AdapterName) -> Manifest:
+        """NotFound for an unknown version."""
+        record = await self._redis.hget(DomainKeys(domain).versions, name)
+        if record is None:
+            raise NotFound(f"domain {domain!r} has no adapter {name[:100]!r}")
+        return Manifest.from_json(record)
+
+    async def versions(self, domain: DomainId) -> list[Manifest]:
+        """Every registered version, oldest first."""
+        records = await self._redis.hvals(DomainKeys(domain).versions)
+        return sorted(map(Manifest.from_json, records), key=lambda manifest: manifest.number)
+
+    async def prune(
+        self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()
+    ) -> list[AdapterName]:
+        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped."""
+        dropped = []
+        for manifest in (await self.versions(domain))[: -keep or None]:
+            keys = DomainKeys(domain)
+            if manifest.name not in in_use and await self._remove(
+                keys=[keys.aliases, keys.versions], args=[manifest.name]
+            ):
+                await asyncio.to_thread(self._artifacts.delete, domain, manifest.name)
+                dropped.append(manifest.name)
+        return dropped
+
+    # -- aliases ----------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        manifest: Manifest,
+        alias: str = CHAMPION,
+        *,
+        expected: AdapterName | None,
+        fencing_token: int,
+    ) -> None:
+        """Registers a committed version and points the alias at it, both or neither.
+
+        NotFound where the artifact store does not hold it, LeaseLost where the token is not the newest, AliasMoved
+        where the alias is not at `expected`, Conflict where the name has another manifest.
+        """
+        await asyncio.to_thread(self._artifacts.manifest, manifest.domain, manifest.name)
+        considered = [str(part) for position in manifest.range_end.items() for part in position]
+        await self._move_to(
+            manifest.domain,
+            alias,
+            manifest.name,
+            expected,
+            reason="publish",
+            fencing_token=str(fencing_token),
+            manifest=manifest.model_dump_json(),
+            considered=considered,
+        )
+
+    async def move_alias(
+        self,
+        domain: DomainId,
+        alias: str,
+        to: AdapterName | None,
+        expected: AdapterName | None,
+        *,
+        reason: str = "promote",
+    ) -> None:
+        """Compare-and-set; AliasMoved where the alias is not at `expected`, NotFound for an unknown version."""
+        await self._move_to(domain, alias, to, expected, reason=reason)
+
+    async def rollback(self, domain: DomainId) -> AdapterName:
+        """Points the champion at its parent, or, where that is gone, at the champion before it; returns that.
+
+        Conflict where there is nothing to go back to.
+        """
+        current = await self.champion(domain)
+        if current is None:
+            raise Conflict(f"domain {domain!r} has no champion to roll back")
+        known = {manifest.name: manifest for manifest in await self.versions(domain)}
+        candidates = [known[current].parent, *reversed(await self._former_champions(domain))]
+        target = next((name for name in candidates if name in known and name != current), None)
+        if target is None:
+            raise Conflict(f"adapter {current} of domain {domain!r} has no earlier version to go back to")
+        await self._move_to(domain, CHAMPION, target, current, reason="rollback")
+        return target
+
+    async def aliases(self, domain: DomainId) -> dict[str, AdapterName]:
+        found = await self._redis.hgetall(DomainKeys(domain).aliases)
+        return {text(alias): AdapterName(text(name)) for alias, name in found.items()}
+
+    async def champion(self, domain: DomainId) -> AdapterName | None:
+        return (await self.aliases(domain)).get(CHAMPION)
+
+    async def watermark(self, domain: DomainId) -> StreamPositions:
+        """The end of the champion's stream range; nowhere else is it stored, so it moves with the alias."""
+        champion = await self.champion(domain)
+        return {} if champion is None else (await self.manifest(domain, champion)).range_end
+
+    async def considered(self, domain: DomainId) -> StreamPositions:
+        """How far any finished run has looked; the triggers count from there."""
+        found = await self._redis.hgetall(DomainKeys(domain).considered)
+        return {int(text(partition)): text(stream_id) for partition, stream_id in found.items()}
+
+    async def set_considered(self, domain: DomainId, positions: StreamPositions) -> None:
+        for partition, stream_id in positions.items():
+            await self._redis.hset(DomainKeys(domain).considered, str(partition), stream_id)
+
+    # -- routes -----------------------------------------------------------------------------------
+
+    async def route(self, domain: DomainId) -> Route:
+        record = await self._redis.get(DomainKeys(domain).route)
+        route = Route() if record is None else Route.model_validate_json(record)
+        aliases = await self.aliases(domain)
+        challenger = aliases.get(CHALLENGER)
+        # Once promoted it is on trial no longer, whatever its alias still says.
+        on_trial = None if challenger == aliases.get(CHAMPION) else challenger
+        return route.model_copy(update={"challenger": on_trial})
+
+    async def set_route(self, domain: DomainId, challenger: AdapterName | None, share: float, paused: bool) -> Route:
+        """Replaces the route as a whole; NotFound for an unknown challenger."""
+        route = Route(challenger=challenger, share=share if challenger else 0.0, paused=paused)
+        current = (await self.aliases(domain)).get(CHALLENGER)
+        if challenger != current:
+            await self._move_to(domain, CHALLENGER, challenger, current, reason="route")
+        await self._redis.set(DomainKeys(domain).route, route.model_dump_json(exclude={"challenger"}))
+        await self._announce(domain)
+        return route
+
+    # -- changes ----------------------------------------------------------------------------------
+
+    async def subscribe(self) -> AsyncIterator[DomainId]:
+        """Domains whose aliases, routes or catalog changed, for ever; reconnects by itself.
+
+        A message sent while the connection was down is lost, so that a subscriber has to poll as well.
+        """
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(CHANGES_CHANNEL)
+                    while True:
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
+                        if message is not None:
+                            yield validate_domain(message["data"])
+            except (RedisError, OSError) as error:
+                log.warning("subscription lost, trying again", error=repr(error))
+                await asyncio.sleep(RECONNECT_S)
+
+    async def rebuild(self, domain: DomainId) -> None:
+        """Registers what the artifact store holds and repeats its last alias moves, where Redis knows no version."""
+        if await self._redis.exists(DomainKeys(domain).versions):
+            return
+        names = await asyncio.to_thread(self._artifacts.names, domain)
+        for name in names:
+            await self.register(await asyncio.to_thread(self._artifacts.manifest, domain, name))
+        last = {move.alias: move.to for move in await asyncio.to_thread(self._artifacts.alias_moves, domain)}
+        for alias, to in last.items():
+            if to in names:
+                await self._move_to(domain, alias, to, None, reason="rebuild")
+        await self.set_considered(domain, await self.watermark(domain))
+
+    async def _move_to(
+        self,
+        domain: DomainId,
+        alias: str,
+        to: AdapterName | None,
+        expected: AdapterName | None,
+        *,
+        reason: str,
+        fencing_token: str = "",
+        manifest: str = "",
+        considered: list[str] | None = None,
+    ) -> None:
+        keys = DomainKeys(domain)
+        moves = await asyncio.to_thread(self._artifacts.alias_moves, domain)
+        lowest = moves[-1].sequence if moves else 0
+        plain = [alias, expected or "", to or "", self._clock(), reason, lowest, CHANGES_CHANNEL, domain]
+        status, current = await self._move(
+            keys=[keys.aliases, keys.versions, keys.move_counter, keys.move_outbox, keys.fence, keys.considered],
+            args=[*plain, fencing_token, manifest, *(considered or [])],
+        )
+        _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
+        await self._record_moves(domain)
+
+    async def _record_moves(self, domain: DomainId) -> None:
+        """Writes what the outbox holds to the artifact store; what a crash left there goes with the next move."""
+        outbox = DomainKeys(domain).move_outbox
+        for record in await self._redis.lrange(outbox, 0, -1):
+            move = AliasMove.model_validate_json(text(record))
+            await asyncio.to_thread(self._artifacts.record_alias_move, domain, move)
+            await self._redis.lrem(outbox, 1, text(record))
+
+    async def _former_champions(self, domain: DomainId) -> list[AdapterName]:
+        moves = await asyncio.to_thread(self._artifacts.alias_moves, domain)
+        return [move.before for move in moves if move.alias == CHAMPION and move.before is not None]
+
+    async def _announce(self, domain: DomainId) -> None:
+        await self._redis.publish(CHANGES_CHANNEL, domain)
+
+
+def _raise_unless_moved(
+    status: str, what: str, to: AdapterName | None, expected: AdapterName | None, current: str
+) -> None:
+    if status == "lease":
+        raise LeaseLost(f"{what} stays: another run has a newer fencing token")
+    if status == "moved":
+        raise AliasMoved(f"{what} points at {current or 'nothing'}, not at {expected or 'nothing'}")
+    if status == "exists":
+        raise Conflict(f"{what} stays: {to} is registered with another manifest")
+    if status == "unknown":
+        raise NotFound(f"{what} stays: there is no adapter {to!r}")
+
+
+def _highest_number(artifacts: ArtifactStore, domain: DomainId) -> int:
+    """Of what the store holds and of what an alias ever pointed at: a version may have been deleted since."""
+    moved: list[Any] = [name for move in artifacts.alias_moves(domain) for name in (move.before, move.to) if name]
+    return max((split_adapter_name(name)[1] for name in [*artifacts.names(domain), *moved]), default=0)
