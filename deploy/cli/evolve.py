@@ -1,0 +1,45 @@
+"""`evorec evolve`: asks for the next adapter version."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from deploy.cli import options
+from deploy.cli.following import follow, require_finished
+from deploy.cli.output import note_console, print_json, result_console
+from deploy.cli.tables import evolution_table
+from shared.types import DomainId
+
+
+def evolve(
+    domain: options.Domain = None,
+    force: Annotated[bool, typer.Option("--force", help="Skip the triggers, never the gate")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Everything but the publication")] = False,
+    wait: Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended")] = True,
+    as_json: options.AsJson = False,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Start an evolution of a domain and follow it. Exit code 1 where it fails or is cancelled."""
+    options.run(_evolve(options.domain_id(domain), force, dry_run, wait, as_json, url, api_key))
+
+
+async def _evolve(
+    domain: DomainId, force: bool, dry_run: bool, wait: bool, as_json: bool, url: str | None, api_key: str | None
+) -> None:
+    async with options.client(url, api_key) as client:
+        evolution_id = await client.evolve(domain, force=force, dry_run=dry_run)
+        if not wait:
+            if as_json:
+                print_json({"evolution_id": evolution_id})
+            else:
+                result_console().print(evolution_id)
+            return
+        evolution = await follow(client, evolution_id, note_console(), f"Evolution of {domain}")
+    if as_json:
+        print_json(evolution.model_dump(mode="json"))
+    else:
+        result_console().print(evolution_table(evolution))
+    require_finished(evolution)

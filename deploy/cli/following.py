@@ -1,0 +1,45 @@
+"""An evolution from its request to its end, with a bar meanwhile."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from deploy.cli.output import share_progress
+from deploy.client import ServiceClient, ServiceRefused
+from shared.errors import Conflict, EvorecError
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.types import DomainId, EvolutionId
+
+
+class EvolutionFailed(EvorecError):
+    title = "The evolution did not finish"
+
+
+async def start_evolution(client: ServiceClient, domain: DomainId) -> EvolutionId:
+    """A forced evolution, or the one that the triggers have started in the meantime."""
+    try:
+        return await client.evolve(domain, force=True)
+    except ServiceRefused as refused:
+        active = await client.active_evolution(domain) if refused.status_code == Conflict.status else None
+        if active is None:
+            raise
+        return active
+
+
+async def follow(client: ServiceClient, evolution_id: EvolutionId, console: Console, label: str) -> Evolution:
+    """The final state. Ctrl-C ends the watching, not the evolution."""
+    with share_progress(console) as progress:
+        task = progress.add_task(f"{label}: queued", total=1.0)
+        async for evolution in client.follow(evolution_id):
+            stage = evolution.status if evolution.status.final else evolution.stage or evolution.status
+            completed = 1.0 if evolution.status.final else evolution.progress
+            progress.update(task, description=f"{label}: {stage}", completed=completed)
+    return evolution
+
+
+def require_finished(evolution: Evolution) -> Evolution:
+    if evolution.status in (EvolutionStatus.failed, EvolutionStatus.cancelled):
+        raise EvolutionFailed(
+            f"{evolution.id} {evolution.status}: {evolution.error or evolution.message or 'no reason given'}"
+        )
+    return evolution

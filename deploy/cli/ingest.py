@@ -1,0 +1,144 @@
+"""`evorec ingest` and `evorec bootstrap`: canonical files into a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli import options
+from deploy.cli.following import follow, require_finished, start_evolution
+from deploy.cli.output import (
+    counting_progress,
+    note_console,
+    print_json,
+    result_console,
+    show_bad_lines,
+    show_rejected,
+)
+from deploy.cli.tables import evolution_table
+from deploy.client import ServiceClient
+from deploy.files import Loaded, parse_date, read_interactions, read_items
+from deploy.loading import Loader, Total, load_interactions, load_items, loader
+from shared.evolutions import Evolution
+from shared.types import DomainId, Interaction, Item
+
+
+def ingest(
+    interactions: Annotated[Path, typer.Argument(help="interactions.csv or interactions.csv.gz")],
+    domain: options.Domain = None,
+    items: Annotated[Path | None, typer.Option(help="Catalog to put first: items.jsonl[.gz]")] = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    seed: options.Seed = 0,
+    direct: options.Direct = False,
+    as_json: options.AsJson = False,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Append a file's interactions, oldest first. Running it twice adds nothing the second time."""
+    events = _events(interactions, since, until, seed)
+    catalog = _catalog(items) if items else ()
+    total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    _tell(total, events, as_json)
+
+
+def bootstrap(
+    items: options.ItemsFile,
+    interactions: options.InteractionsFile,
+    until: options.Until = None,
+    domain: options.Domain = None,
+    seed: options.Seed = 0,
+    direct: options.Direct = False,
+    as_json: options.AsJson = False,
+    url: options.Url = None,
+    api_key: options.ApiKey = None,
+) -> None:
+    """Put a catalog, append its past, and make the domain's first adapter version of it. Needs a running stack."""
+    catalog = _catalog(items)
+    events = _events(interactions, None, until, seed)
+    evolution = options.run(_bootstrap(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    if as_json:
+        print_json(evolution.model_dump(mode="json"))
+    else:
+        result_console().print(evolution_table(evolution))
+    require_finished(evolution)
+
+
+async def _ingest(
+    domain: DomainId,
+    items: Sequence[Item],
+    events: Sequence[Interaction],
+    direct: bool,
+    url: str | None,
+    api_key: str | None,
+) -> Total:
+    async with options.client(url, api_key) as client, loader(client, direct) as to:
+        return await _load(to, domain, items, events)
+
+
+async def _bootstrap(
+    domain: DomainId,
+    items: Sequence[Item],
+    events: Sequence[Interaction],
+    direct: bool,
+    url: str | None,
+    api_key: str | None,
+) -> Evolution:
+    async with options.client(url, api_key) as client, loader(client, direct) as to:
+        await _load(to, domain, items, ())
+        async with AsyncExitStack() as cleanup:
+            # A trigger must not fire on half of the past.
+            await client.pause_evolutions(domain, True)
+            cleanup.push_async_callback(client.pause_evolutions, domain, False)
+            await _load(to, domain, (), events)
+        return await first_version(client, domain)
+
+
+async def first_version(client: ServiceClient, domain: DomainId) -> Evolution:
+    evolution_id = await start_evolution(client, domain)
+    return await follow(client, evolution_id, note_console(), f"Bootstrap of {domain}")
+
+
+async def _load(to: Loader, domain: DomainId, items: Sequence[Item], events: Sequence[Interaction]) -> Total:
+    with counting_progress(note_console()) as progress:
+        if items:
+            bar = progress.add_task("Items", total=len(items))
+            put = await load_items(to, domain, items, lambda n: progress.advance(bar, n))
+            show_rejected("items", put.rejected, put.first_rejected)
+        total = Total()
+        if events:
+            bar = progress.add_task("Interactions", total=len(events))
+            total = await load_interactions(to, domain, events, lambda n: progress.advance(bar, n))
+            show_rejected("interactions", total.rejected, total.first_rejected)
+        return total
+
+
+def _catalog(path: Path) -> tuple[Item, ...]:
+    with note_console().status(f"Reading {path}"):
+        loaded = read_items(path)
+    show_bad_lines(loaded, str(path))
+    return loaded.rows
+
+
+def _events(path: Path, since: str | None, until: str | None, seed: int) -> Loaded[Interaction]:
+    low = None if since is None else parse_date(since)
+    high = None if until is None else parse_date(until)
+    with note_console().status(f"Reading {path}"):
+        loaded = read_interactions(path, since=low, until=high, seed=seed)
+    show_bad_lines(loaded, str(path))
+    return loaded
+
+
+def _tell(total: Total, events: Loaded[Interaction], as_json: bool) -> None:
+    if as_json:
+        print_json({**asdict(total), "bad_lines": events.n_bad, "outside": events.n_outside})
+        return
+    result_console().print(
+        f"{total.accepted} accepted, {total.duplicates} duplicates, {total.rejected} rejected; "
+        f"{events.n_bad} bad lines, {events.n_outside} outside of the time range."
+    )

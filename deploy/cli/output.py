@@ -1,0 +1,75 @@
+"""What the commands print: results on stdout, everything else (progress, notes, errors) on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from deploy.files import Loaded
+from shared.errors import EvorecError
+
+T = TypeVar("T")
+
+
+def result_console() -> Console:
+    return Console()
+
+
+def note_console() -> Console:
+    return Console(stderr=True)
+
+
+def print_json(value: object) -> None:
+    """One document on stdout, for scripts."""
+    result_console().print(
+        json.dumps(value, ensure_ascii=False, default=str), markup=False, soft_wrap=True, highlight=False
+    )
+
+
+def print_error(error: EvorecError) -> None:
+    console = note_console()
+    console.print(f"{error.title}:", style="bold red", end=" ")
+    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+
+
+def counting_progress(console: Console) -> Progress:
+    """A bar for work whose amount is known."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def share_progress(console: Console) -> Progress:
+    """A bar for work that reports a share of itself."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def show_bad_lines(loaded: Loaded[T], what: str) -> None:
+    if not loaded.n_bad:
+        return
+    console = note_console()
+    console.print(
+        f"{what}: {loaded.n_bad} bad lines left out, {len(loaded.rows)} good ones used. The first:", style="yellow"
+    )
+    for line in loaded.first_bad:
+        console.print(f"  line {line.number}: {line.reason}: {line.text}", markup=False, highlight=False)
+
+
+def show_rejected(what: str, n_rejected: int, first: Sequence[tuple[int, str]]) -> None:
+    """`first`: (row number from 0, reason) of some of what the service refused."""
+    if not n_rejected:
+        return
+    console = note_console()
+    console.print(f"{n_rejected} {what} were rejected. The first:", style="yellow")
+    for row, reason in first:
+        console.print(f"  row {row + 1}: {reason}", markup=False, highlight=False)

@@ -1,0 +1,107 @@
+"""`evorec pretrain`: a small base model from generated stores, or from any catalog's past."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.output import note_console, print_json, result_console, share_progress, show_bad_lines
+from deploy.files import parse_date, read_interactions, read_items
+from shared.config import Settings
+from shared.errors import InvalidInput
+from shared.panel import in_panel
+from shared.types import Interaction, Item, UserId
+
+if TYPE_CHECKING:
+    from evolver.pretrain import Corpus, PretrainConfig
+
+_SMOOTHING = 0.97
+
+
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of the base model; its checkpoint makes a second call go on")],
+    items: Annotated[Path | None, typer.Option(help="items.jsonl[.gz]; without it, generated stores")] = None,
+    interactions: Annotated[Path | None, typer.Option(help="interactions.csv[.gz]")] = None,
+    until: Annotated[str | None, typer.Option(help="ISO date, exclusive: the model sees nothing from here on")] = None,
+    stores: Annotated[int, typer.Option(min=1, help="Number of generated stores")] = 60,
+    first_seed: Annotated[int, typer.Option(help="Seed of the first generated store")] = 1000,
+    scale: Annotated[float, typer.Option(min=0.001, help="Steps as a multiple of the shipped recipe's")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of initial weights, batches and the order of equal timestamps")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts")] = False,
+) -> None:
+    """Train tokenizer and model from scratch, without a network or a GPU. Point EVOREC_BASE_MODEL at the result."""
+    from evolver.pretrain import PretrainConfig  # torch is slow to import
+
+    config = PretrainConfig(seed=seed)
+    config = replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps * scale))) for s in config.stages))
+    if (items is None) != (interactions is None):
+        raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
+    with note_console().status("Preparing the corpus"):
+        if items is not None and interactions is not None:
+            corpora = [_corpus_of_files(items, interactions, until, seed)]
+        else:
+            corpora = [_generated(number) for number in range(first_seed, first_seed + stores)]
+    measured = _train(corpora, out, config)
+    if as_json:
+        print_json({"base_model": str(out), "steps": config.total_steps, **measured})
+    else:
+        result_console().print(f"Base model in {out}. Use it with EVOREC_BASE_MODEL={out}")
+
+
+def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str, float]:
+    """The smoothed parts of the loss at the end."""
+    from evolver.pretrain import pretrain as run
+
+    smooth: dict[str, float] = {}
+    with share_progress(note_console()) as progress:
+        task = progress.add_task("Training", total=config.total_steps)
+
+        def report(step: int, total: int, parts: dict[str, float]) -> None:
+            for name, value in parts.items():
+                smooth[name] = _SMOOTHING * smooth.get(name, value) + (1 - _SMOOTHING) * value
+            text = f"Training: step {step + 1}/{total}, loss {smooth['loss']:.3f}, HR@1 {smooth['hr@1']:.3f}"
+            progress.update(task, completed=step + 1, description=text)
+
+        run(corpora, out, config, report)
+    return smooth
+
+
+def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
+    catalog = read_items(items)
+    show_bad_lines(catalog, str(items))
+    events = read_interactions(interactions, until=None if until is None else parse_date(until), seed=seed)
+    show_bad_lines(events, str(interactions))
+    share = Settings().panel_share
+    # The panel judges every version later on; its users teach nothing, not even the base.
+    corpus = _corpus(catalog.rows, (event for event in events.rows if not in_panel(event.user_id, share)))
+    if not any(len(sequence) > 1 for sequence in corpus.sequences.values()):
+        raise InvalidInput(
+            f"{interactions} has no user with two interactions with items of {items} before {until or 'its end'}"
+        )
+    return corpus
+
+
+def _generated(seed: int) -> Corpus:
+    from evolver.stores import make_store
+
+    store = make_store(seed)
+    corpus = _corpus(store.items, (*store.first_period, *store.second_period))
+    index = {item.item_id: number for number, item in enumerate(store.items)}
+    sequences = {user: (*corpus.sequences.get(user, ()), index[item]) for user, item in store.future.items()}
+    return replace(corpus, sequences=sequences)
+
+
+def _corpus(items: tuple[Item, ...], events: Iterable[Interaction]) -> Corpus:
+    """`events` oldest first; those with unknown items are left out."""
+    from evolver.pretrain import Corpus
+
+    index = {item.item_id: number for number, item in enumerate(items)}
+    sequences: dict[UserId, list[int]] = {}
+    for event in events:
+        if event.item_id in index:
+            sequences.setdefault(event.user_id, []).append(index[event.item_id])
+    return Corpus(items, {user: tuple(sequence) for user, sequence in sequences.items()})

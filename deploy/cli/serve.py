@@ -1,0 +1,20 @@
+"""`evorec serve`: one service process."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shared.config import Settings
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+) -> None:
+    """The recommendation service: FastAPI with vLLM in the process."""
+    from service.main import run  # vLLM takes seconds to import; no other command pays for it
+
+    overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run(Settings().model_copy(update=overrides))

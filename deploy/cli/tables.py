@@ -1,0 +1,74 @@
+"""Evolutions and adapter versions as people read them."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from deploy.client import DomainVersions
+from shared.evolutions import Evolution
+from shared.manifest import Manifest, Metrics
+
+GROUPS = ("U_A", "U_I", "U")
+
+
+def evolution_table(evolution: Evolution) -> Table:
+    """What one run found and did."""
+    table = Table(title=f"Evolution {evolution.id}", show_header=False, title_justify="left")
+    rows = {
+        "status": str(evolution.status),
+        "adapter": evolution.adapter,
+        "located layers": _numbers(evolution.located_layers),
+        "votes per layer": _numbers(evolution.layer_votes),
+        "forgotten": None
+        if evolution.forgotten_share is None
+        else f"{evolution.forgotten_share:.1%} of older interactions",
+        "gate": None if evolution.gate is None else _gate(evolution.gate.passed, evolution.gate.reasons),
+        "message": evolution.message,
+        "error": evolution.error,
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    for group in GROUPS:
+        if evolution.metrics and (line := metric_line(evolution.metrics, group)):
+            table.add_row(f"panel {group}", line)
+    return table
+
+
+def adapters_table(domains: list[DomainVersions]) -> Table:
+    table = Table(title="Adapter versions", title_justify="left")
+    for column in ("domain", "version", "alias", "created", "reason", "located", "forgotten", "HR@1 U_A", "HR@1 U_I"):
+        table.add_column(column, no_wrap=column in ("domain", "version"))
+    for entry in domains:
+        for manifest in entry.versions:
+            aliases = ", ".join(name for name, version in entry.aliases.items() if version == manifest.name)
+            table.add_row(entry.domain, manifest.name, aliases, *_version_cells(manifest))
+    return table
+
+
+def metric_line(metrics: Metrics, group: str) -> str | None:
+    """`n=31: HR@1 0.161 -> 0.194, HR@3 ...`; None where the group was not measured."""
+    before, after = (metrics.get(when, {}).get(group, {}) for when in ("before", "after"))
+    if not after:
+        return None
+    parts = [
+        f"{name.upper()} {f'{before[name]:.3f} -> ' if name in before else ''}{after[name]:.3f}"
+        for name in ("hr@1", "hr@3", "ndcg@3")
+        if name in after
+    ]
+    return f"n={after.get('n', 0):.0f}: {', '.join(parts)}"
+
+
+def _version_cells(manifest: Manifest) -> tuple[str, ...]:
+    after = manifest.metrics.get("after", {})
+    hits = (f"{after[group]['hr@1']:.3f}" if "hr@1" in after.get(group, {}) else "" for group in ("U_A", "U_I"))
+    created = manifest.created_at.strftime("%Y-%m-%d %H:%M")
+    return (created, manifest.reason, _numbers(manifest.located_layers), f"{manifest.forgotten_share:.1%}", *hits)
+
+
+def _numbers(values: tuple[int, ...] | None) -> str:
+    return " ".join(map(str, values or ()))
+
+
+def _gate(passed: bool, reasons: tuple[str, ...]) -> str:
+    return ("passed" if passed else "not passed") + (f": {'; '.join(reasons)}" if reasons else "")

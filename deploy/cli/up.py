@@ -1,0 +1,63 @@
+"""`evorec up`: everything on this machine, in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from deploy.cli.output import note_console, result_console
+from deploy.local.signals import Interrupted, until_signal
+from deploy.local.stack import REDIS, SERVICE, WORKER, service_ready, start_processes, start_redis
+from deploy.local.supervisor import LineSink, Supervisor
+from shared.config import Settings
+
+_COLOURS = {REDIS: "red", WORKER: "magenta", SERVICE: "cyan"}
+_WIDTH = max(map(len, _COLOURS))
+
+
+def up(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; beyond loopback EVOREC_API_KEYS is needed")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+) -> None:
+    """Redis (embedded unless EVOREC_REDIS_URL is set), a worker and the service; Ctrl-C stops them all."""
+    overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    settings = Settings().model_copy(update=overrides)
+    env = {**os.environ, **{f"EVOREC_{name.upper()}": str(value) for name, value in overrides.items()}}
+    try:
+        asyncio.run(until_signal(_run(settings, env)))
+    except Interrupted:
+        note_console().print("Stopped.")
+
+
+def line_printer(console: Console) -> LineSink:
+    """Every child's lines, each behind the child's name in its colour."""
+
+    def sink(name: str, line: str) -> None:
+        colour = _COLOURS.get(name, "white")
+        console.print(Text.assemble((f"{name:>{_WIDTH}} | ", colour), Text.from_ansi(line)), soft_wrap=True)
+
+    return sink
+
+
+async def _run(settings: Settings, env: dict[str, str]) -> NoReturn:
+    console = result_console()
+    async with Supervisor(line_printer(console)) as supervisor:
+        await start_redis(supervisor, settings, env)
+        await start_processes(supervisor, env)
+        await supervisor.guard(_announce(settings, console))
+        await supervisor.watch()
+
+
+async def _announce(settings: Settings, console: Console) -> None:
+    url = f"http://{settings.host}:{settings.port}"
+    await service_ready(url)
+    console.print(
+        f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it."
+    )

@@ -1,0 +1,201 @@
+"""The service's HTTP interface as the commands use it. Problem documents become errors with the same words."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from shared.errors import EvorecError, Unavailable
+from shared.evolutions import Evolution
+from shared.manifest import Manifest
+from shared.types import AdapterName, DomainId, EvolutionId, Interaction, Item, ItemId, UserId
+
+T = TypeVar("T")
+
+BATCH = 1000  # the interface's limit
+_ATTEMPTS = 5
+_POLL_S = 0.5
+
+
+class ServiceRefused(EvorecError):
+    """The service answered with a problem document, whose words these are."""
+
+    title = "The service refused"
+
+    def __init__(self, title: str, detail: str, status_code: int) -> None:
+        super().__init__(f"{title}: {detail}")
+        self.status_code = status_code
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """The sum of a batch's answers. `rejected`: (index in the batch, reason)."""
+
+    accepted: int
+    duplicates: int
+    rejected: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    item_id: ItemId
+    score: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """`adapter` answered; `degraded` is False or the reason for a lesser answer."""
+
+    items: tuple[Recommended, ...]
+    adapter: str | None
+    degraded: str | bool
+    took_ms: float
+
+
+class DomainVersions(BaseModel):
+    """A domain's aliases and versions, newest first; fields that no command shows are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    domain: DomainId
+    aliases: dict[str, AdapterName]
+    paused: bool
+    versions: tuple[Manifest, ...]
+
+
+def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[tuple[int, Sequence[T]]]:
+    """(index of the first row, rows) of each batch.
+
+    >>> list(batches("abc", 2))
+    [(0, 'ab'), (2, 'c')]
+    """
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size]
+
+
+class ServiceClient:
+    """An async context manager. Calls are repeated while the service is away or asks for patience (503)."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        timeout_s: float = 60,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        headers = {"X-API-Key": api_key} if api_key else {}
+        # trust_env: a proxy of the environment is for the internet, not for a service on this machine.
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, transport=transport
+        )
+        self._url = url
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def put_items(self, domain: DomainId, items: Sequence[Item]) -> Ingested:
+        answer = await self._call("PUT", "/items", {"domain": domain, "items": [asdict(item) for item in items]})
+        return Ingested(answer["upserted"], 0, _rejected(answer))
+
+    async def post_interactions(self, domain: DomainId, interactions: Sequence[Interaction]) -> Ingested:
+        body = {"domain": domain, "interactions": [_event(event) for event in interactions]}
+        answer = await self._call("POST", "/interactions", body)
+        return Ingested(answer["accepted"], answer["duplicates"], _rejected(answer))
+
+    async def recommend(
+        self, domain: DomainId, user: UserId, *, count: int = 10, candidates: Sequence[ItemId] | None = None
+    ) -> Recommendation:
+        """With `candidates`, exactly these are ranked, seen or not."""
+        body: dict[str, Any] = {"domain": domain, "user_id": user, "count": count}
+        if candidates is not None:
+            body |= {"candidates": list(candidates), "exclude_seen": False}
+        answer = await self._call("POST", "/recommend", body)
+        items = tuple(Recommended(ItemId(i["item_id"]), i["score"], i["title"]) for i in answer["items"])
+        return Recommendation(items, answer["adapter"], answer["degraded"], answer["took_ms"])
+
+    async def evolve(self, domain: DomainId, *, force: bool = False, dry_run: bool = False) -> EvolutionId:
+        body = {"domain": domain, "force": force, "dry_run": dry_run}
+        return EvolutionId((await self._call("POST", "/admin/evolve", body))["evolution_id"])
+
+    async def evolution(self, evolution_id: EvolutionId) -> Evolution:
+        return Evolution.model_validate(await self._call("GET", f"/admin/evolutions/{evolution_id}"))
+
+    async def follow(self, evolution_id: EvolutionId) -> AsyncIterator[Evolution]:
+        """The evolution's states until the final one, polled."""
+        while True:
+            evolution = await self.evolution(evolution_id)
+            yield evolution
+            if evolution.status.final:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def active_evolution(self, domain: DomainId) -> EvolutionId | None:
+        answer = await self._call("GET", f"/admin/evolutions?domain={domain}")
+        evolutions = [Evolution.model_validate(record) for record in answer["evolutions"]]
+        return next((e.id for e in evolutions if e.domain == domain and not e.status.final), None)
+
+    async def pause_evolutions(self, domain: DomainId, paused: bool) -> None:
+        await self._call("PUT", "/admin/routes", {"domain": domain, "paused": paused})
+
+    async def adapters(self, domain: DomainId | None = None) -> list[DomainVersions]:
+        answer = await self._call("GET", f"/admin/adapters?domain={domain}" if domain else "/admin/adapters")
+        return [DomainVersions.model_validate(entry) for entry in answer["domains"]]
+
+    async def forgotten_events(self, domain: DomainId, user: UserId) -> frozenset[str]:
+        """Ids of the user's interactions that the champion has forgotten."""
+        answer = await self._call("GET", f"/users/{quote(user, safe='')}/history?domain={domain}")
+        return frozenset(event["event_id"] for event in answer["interactions"] if event["forgotten"])
+
+    async def _call(self, method: str, path: str, body: object = None) -> Any:
+        """A lost answer is simply asked for again: no call of this interface does harm when it runs twice."""
+        for attempt in range(_ATTEMPTS):
+            last = attempt == _ATTEMPTS - 1
+            try:
+                response = await self._http.request(method, path, json=body)
+            except httpx.TransportError as error:
+                if last or isinstance(error, httpx.ConnectError):
+                    raise Unavailable(
+                        f"no service answers at {self._url} ({error!r}); start one with `evorec up`"
+                    ) from error
+            else:
+                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or last:
+                    return _content(response)
+            await asyncio.sleep(0.2 * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _event(event: Interaction) -> dict[str, Any]:
+    """The log derives missing ids and empty fields itself."""
+    fields = asdict(event)
+    fields.pop("stream_id")
+    return {name: value for name, value in fields.items() if value not in (None, "")}
+
+
+def _rejected(answer: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+    return tuple((entry["index"], entry["reason"]) for entry in answer["rejected"])
+
+
+def _content(response: httpx.Response) -> Any:
+    if response.is_success:
+        return response.json()
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    title = str(problem.get("title") or f"HTTP {response.status_code}")
+    raise ServiceRefused(title, str(problem.get("detail") or response.text[:500] or "no detail"), response.status_code)

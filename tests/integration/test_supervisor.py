@@ -1,0 +1,175 @@
+"""The process supervisor with real child processes: they start together, stop together, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.local.signals import Interrupted, until_signal
+from deploy.local.supervisor import ChildDied, ChildSpec, Supervisor
+
+SLEEP = "import time; time.sleep(600)"
+IGNORES_SIGTERM = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+# A child with a grandchild in a session of its own, which nobody's process group reaches.
+DAEMONIZES = (
+    "import subprocess, sys, time;"
+    f"p = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True);"
+    "print(p.pid, flush=True); {then}"
+)
+
+
+class Lines:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, name: str, line: str) -> None:
+        self.seen.append((name, line))
+
+    async def first(self, timeout_s: float = 10) -> str:
+        await until(lambda: bool(self.seen), timeout_s)
+        return self.seen[0][1]
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        await asyncio.sleep(0.02)
+
+
+def python(name: str, code: str, grace_s: float = 5) -> ChildSpec:
+    return ChildSpec(name, (sys.executable, "-c", code), grace_s=grace_s)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def test_lines_of_both_streams_arrive_with_the_name_of_their_child() -> None:
+    lines = Lines()
+    code = "import sys; print('out'); print('err', file=sys.stderr); print('x' * 3_000_000); print('after')"
+    async with Supervisor(lines) as supervisor:
+        await supervisor.start(python("talker", code))
+        with pytest.raises(ChildDied, match="talker ended with exit code 0") as died:
+            await supervisor.watch()
+    assert ("talker", "out") in lines.seen
+    assert ("talker", "err") in lines.seen
+    assert lines.seen[-1] == ("talker", "after")
+    assert sum(line.count("x") for _, line in lines.seen) == 3_000_000
+    assert str(died.value).endswith("after")
+
+
+async def test_one_death_is_noticed_and_the_others_are_stopped() -> None:
+    async with Supervisor(Lines()) as supervisor:
+        await supervisor.start(python("steady", SLEEP))
+        await supervisor.start(python("fragile", SLEEP))
+        steady, fragile = supervisor.pid("steady"), supervisor.pid("fragile")
+        os.kill(fragile, signal.SIGKILL)
+        with pytest.raises(ChildDied, match="fragile was killed by SIGKILL"):
+            await supervisor.guard(asyncio.sleep(60))
+    assert not runs(steady)
+
+
+async def test_guard_returns_what_the_work_returns() -> None:
+    async def work() -> int:
+        return 7
+
+    async with Supervisor(Lines()) as supervisor:
+        await supervisor.start(python("child", SLEEP))
+        assert await supervisor.guard(work()) == 7
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -> None:
+    lines = Lines()
+    async with Supervisor(lines) as supervisor:
+        await supervisor.start(python("deaf", IGNORES_SIGTERM, grace_s=0.3))
+        await lines.first()
+        pid = supervisor.pid("deaf")
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert not runs(pid)
+
+
+@pytest.mark.parametrize("then", ["time.sleep(600)", "sys.exit(3)"])
+async def test_daemonized_grandchildren_do_not_survive(then: str) -> None:
+    lines = Lines()
+    async with Supervisor(lines) as supervisor:
+        await supervisor.start(python("parent", DAEMONIZES.format(then=then)))
+        grandchild = int(await lines.first())
+        assert runs(grandchild)
+    assert not runs(grandchild)
+
+
+async def test_children_of_others_are_left_alone() -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEP]) as other:
+        async with Supervisor(Lines()) as supervisor:
+            await supervisor.start(python("child", SLEEP))
+        assert other.poll() is None
+        other.kill()
+
+
+async def test_a_signal_stops_the_work_and_closes_its_contexts() -> None:
+    async def work() -> None:
+        async with Supervisor(Lines()) as supervisor:
+            await supervisor.start(python("child", SLEEP))
+            pids.append(supervisor.pid("child"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(60)
+
+    pids: list[int] = []
+    with pytest.raises(Interrupted) as interrupted:
+        await until_signal(work())
+    assert interrupted.value.exit_code == 128 + signal.SIGTERM
+    assert not runs(pids[0])
+
+
+async def test_the_second_signal_cuts_the_grace_period_short() -> None:
+    lines = Lines()
+
+    async def work() -> None:
+        async with Supervisor(lines) as supervisor:
+            await supervisor.start(python("deaf", IGNORES_SIGTERM, grace_s=60))
+            await lines.first()
+            os.kill(os.getpid(), signal.SIGINT)
+            asyncio.get_running_loop().call_later(0.3, os.kill, os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        await until_signal(work())
+    assert time.monotonic() - began < 10
+
+
+async def test_children_end_when_the_supervisor_itself_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from deploy.local.supervisor import ChildSpec, Supervisor\n"
+        "async def main():\n"
+        "    async with Supervisor(lambda name, line: None) as s:\n"
+        f"        await s.start(ChildSpec('child', (sys.executable, '-c', {SLEEP!r})))\n"
+        "        print(s.pid('child'), flush=True)\n"
+        "        await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        child = int(supervisor.stdout.readline())
+        await asyncio.sleep(0.3)  # it is tethered within its first milliseconds
+        supervisor.kill()
+    await until(lambda: not runs(child))

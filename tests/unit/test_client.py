@@ -1,0 +1,105 @@
+"""The HTTP client of the commands: what it asks, what it repeats, and what it makes of refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from deploy.client import ServiceClient, ServiceRefused
+from shared.errors import Unavailable
+from shared.types import DomainId, Interaction, Item, ItemId, UserId
+
+DOMAIN = DomainId("shop")
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def client(handler: Handler) -> ServiceClient:
+    return ServiceClient("http://service", "secret", transport=httpx.MockTransport(handler))
+
+
+async def test_interactions_leave_out_what_the_log_derives() -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(
+            202, json={"accepted": 1, "duplicates": 0, "rejected": [{"index": 1, "reason": "no item"}]}
+        )
+
+    async with client(handler) as service:
+        events = [Interaction("", UserId("u"), ItemId(item), 5.0) for item in ("a", "gone")]
+        answer = await service.post_interactions(DOMAIN, events)
+    assert answer.rejected == ((1, "no item"),)
+    assert seen[0].headers["X-API-Key"] == "secret"
+    assert json.loads(seen[0].content) == {
+        "domain": "shop",
+        "interactions": [
+            {"user_id": "u", "item_id": item, "timestamp": 5.0, "event_type": "purchase"} for item in ("a", "gone")
+        ],
+    }
+
+
+async def test_a_timestamp_of_zero_is_sent() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert json.loads(request.content)["interactions"][0]["timestamp"] == 0.0
+        return httpx.Response(202, json={"accepted": 1, "duplicates": 0, "rejected": []})
+
+    async with client(handler) as service:
+        await service.post_interactions(DOMAIN, [Interaction("", UserId("u"), ItemId("a"), 0.0)])
+
+
+async def test_named_candidates_are_ranked_even_when_seen() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        assert (body["candidates"], body["exclude_seen"]) == (["a"], False)
+        items = [{"item_id": "a", "rank": 1, "score": 1.0, "title": "A"}]
+        return httpx.Response(200, json={"items": items, "adapter": "shop-v000001", "degraded": False, "took_ms": 1.0})
+
+    async with client(handler) as service:
+        answer = await service.recommend(DOMAIN, UserId("u"), candidates=[ItemId("a")])
+    assert (answer.items[0].item_id, answer.adapter) == ("a", "shop-v000001")
+
+
+async def test_a_problem_document_becomes_an_error_with_its_words() -> None:
+    problem = {"title": "Unknown domain", "detail": "there is no domain 'shop'", "status": 404}
+    async with client(lambda _: httpx.Response(404, json=problem)) as service:
+        with pytest.raises(ServiceRefused, match="Unknown domain: there is no domain 'shop'") as refused:
+            await service.evolve(DOMAIN)
+    assert refused.value.status_code == 404
+
+
+@pytest.mark.parametrize("content", [b"<html>bad gateway</html>", b"[]", b""])
+async def test_other_failures_are_errors_too(content: bytes) -> None:
+    async with client(lambda _: httpx.Response(502, content=content)) as service:
+        with pytest.raises(ServiceRefused, match="HTTP 502"):
+            await service.adapters()
+
+
+async def test_an_unavailable_service_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_wait(_: float) -> None: ...
+
+    monkeypatch.setattr("deploy.client.asyncio.sleep", no_wait)
+    answers: Iterator[httpx.Response | Exception] = iter(
+        [httpx.Response(503), httpx.ReadTimeout("slow"), httpx.Response(200, json={"upserted": 1, "rejected": []})]
+    )
+
+    def handler(_: httpx.Request) -> httpx.Response:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with client(handler) as service:
+        assert (await service.put_items(DOMAIN, [Item(ItemId("a"), "A")])).accepted == 1
+
+
+async def test_no_service_at_all_is_said_at_once() -> None:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async with client(handler) as service:
+        with pytest.raises(Unavailable, match=r"no service answers at http://service .*evorec up"):
+            await service.adapters()

@@ -1,0 +1,120 @@
+"""The canonical files: tolerant of bad lines, exact about ranges, and free of the order that leaks the answer."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.files import SHOWN_BAD_LINES, parse_date, read_interactions, read_items
+from shared.errors import InvalidInput, NotFound
+
+HEADER = "user_id,item_id,timestamp\n"
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    raw = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "items.jsonl.gz"])
+def test_items_plain_and_compressed(tmp_path: Path, name: str) -> None:
+    path = write(
+        tmp_path / name, '{"item_id": "a", "title": "Soap", "category": "Bath", "brand": null}\n\n{"item_id": 7}\n'
+    )
+    loaded = read_items(path)
+    assert [(i.item_id, i.title, i.category, i.brand) for i in loaded.rows] == [
+        ("a", "Soap", "Bath", ""),
+        ("7", "Untitled", "", ""),
+    ]
+    assert loaded.n_bad == 0
+
+
+def test_bad_item_lines_are_counted_and_the_rest_goes_in(tmp_path: Path) -> None:
+    bad = [
+        b"{",
+        b"[]",
+        b'{"title": "no id"}',
+        b'{"item_id": true}',
+        b'{"item_id": "x", "title": 5}',
+        b"\xff\xfe",
+        b"[" * 9999,
+    ]
+    path = write(tmp_path / "items.jsonl", b'{"item_id": "a"}\n' + b"\n".join(bad) + b'\n{"item_id": "b"}\n')
+    loaded = read_items(path)
+    assert [item.item_id for item in loaded.rows] == ["a", "b"]
+    assert loaded.n_bad == len(bad)
+    assert len(loaded.first_bad) == SHOWN_BAD_LINES
+    assert (loaded.first_bad[0].number, loaded.first_bad[0].text) == (2, "{")
+    assert loaded.first_bad[2].reason == "item_id is missing"
+
+
+def test_interactions_since_is_inclusive_and_until_exclusive(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.csv", HEADER + "u,a,100\nu,b,200\nu,c,300\n")
+    loaded = read_interactions(path, since=100, until=300)
+    assert [event.item_id for event in loaded.rows] == ["a", "b"]
+    assert loaded.n_outside == 1
+
+
+def test_bad_interaction_lines(tmp_path: Path) -> None:
+    rows = ["u,a", ",a,1", "u,,1", "u,a,never", "u,a,nan", "u,a,1700000000000", 'u,"a,1', "u,a,2014-03-07", "u,b,5,6"]
+    loaded = read_interactions(write(tmp_path / "c.csv", HEADER + "\n".join(rows)))
+    assert [event.timestamp for event in loaded.rows] == [parse_date("2014-03-07")]
+    assert loaded.n_bad == 8
+
+
+def test_columns_in_any_order_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.csv.gz", '\ufefftimestamp,rating,item_id,user_id,event_type\r\n5,4.0,"a,b",u,view\r\n')
+    [event] = read_interactions(path).rows
+    assert (event.user_id, event.item_id, event.timestamp, event.event_type) == ("u", "a,b", 5.0, "view")
+
+
+def test_without_the_columns_nothing_is_guessed(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no column item_id, timestamp"):
+        read_interactions(write(tmp_path / "c.csv", "user_id,product\nu,a\n"))
+    with pytest.raises(InvalidInput):
+        read_interactions(write(tmp_path / "empty.csv", ""))
+    with pytest.raises(NotFound):
+        read_items(tmp_path / "absent.jsonl")
+
+
+def test_a_truncated_gzip_keeps_what_came_before(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv.gz"
+    content = HEADER + "".join(f"u{i},item{i * 7919 % 10007},{i}\n" for i in range(5000))
+    path.write_bytes(gzip.compress(content.encode())[:-2000])
+    loaded = read_interactions(path)
+    assert 0 < len(loaded.rows) < 5000
+    assert loaded.n_bad >= 1
+    assert "ends here" in loaded.first_bad[-1].reason
+
+
+def test_ties_lose_the_order_of_the_file(tmp_path: Path) -> None:
+    ids = [f"{i:03d}" for i in range(50)]
+    path = write(tmp_path / "c.csv", HEADER + "".join(f"u,{i},86400\n" for i in ids) + "u,first,1\n")
+    order = [event.item_id for event in read_interactions(path, seed=1).rows]
+    assert order[0] == "first"
+    assert sorted(order[1:]) == ids
+    assert order[1:] != ids
+    assert order == [event.item_id for event in read_interactions(path, seed=1).rows]
+    assert order != [event.item_id for event in read_interactions(path, seed=2).rows]
+
+
+def test_dates_without_a_zone_are_utc() -> None:
+    assert parse_date("1970-01-02") == 86400
+    assert parse_date("1970-01-02T01:00:00+01:00") == 86400
+    with pytest.raises(InvalidInput, match="ISO date"):
+        parse_date("last week")
+
+
+@given(st.binary(max_size=400))
+def test_no_content_raises_anything_but_our_errors(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    read_items(write(folder / "items.jsonl", content))
+    (folder / "items.jsonl.gz").write_bytes(content)
+    read_items(folder / "items.jsonl.gz")
+    loaded = read_interactions(write(folder / "c.csv", HEADER.encode() + content))
+    assert all(event.user_id and event.item_id for event in loaded.rows)
