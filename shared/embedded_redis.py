@@ -17,6 +17,8 @@ from typing import IO, Self
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shared.config import Settings
 from shared.errors import Unavailable
@@ -188,7 +190,7 @@ def _fits(path: Path) -> bool:
 
 
 def _answers(socket: Path) -> bool:
-    client = redis.Redis(unix_socket_path=str(socket))
+    client = redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0))
     try:
         return bool(client.ping())
     except (redis.ConnectionError, redis.exceptions.BusyLoadingError, redis.TimeoutError):

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from shared.errors import Conflict, EvolutionRunning, NotFound
 from shared.manifest import Gate, Metrics
 from shared.redis_client import maybe_text, texts
-from shared.redis_keys import DOMAINS, DomainKeys, validate_domain
+from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId
 
 KEPT = 1000
@@ -56,7 +56,7 @@ redis.call('SADD', KEYS[4], ARGV[1])
 return 'ok'
 """
 
-_ID = re.compile(r"(?P<domain>.+)-e\d{6,}")
+_ID = re.compile(rf"({DOMAIN_PATTERN})-e\d{{6,}}", re.ASCII)
 
 
 class EvolutionStatus(StrEnum):
@@ -173,7 +173,7 @@ def _domain_of(evolution_id: str) -> DomainId:
     match = _ID.fullmatch(evolution_id)
     if match is None:
         raise _unknown(evolution_id)
-    return validate_domain(match["domain"])
+    return DomainId(match[1])
 
 
 def _unknown(evolution_id: str) -> NotFound:

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared.errors import InvalidArtifact, NotFound
 from shared.ranking import BlendWeights
-from shared.redis_keys import validate_domain
+from shared.redis_keys import DOMAIN_PATTERN
 from shared.types import AdapterName, DomainId, EvolutionId, StreamPositions
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 """{"before" | "after": {"U_A" | "U_I" | "U": {"n": 40.0, "hr@1": 0.2, ...}}}"""
 
-_NAME = re.compile(r"(?P<domain>.+)-v(?P<number>\d{6,})")
+_NAME = re.compile(rf"({DOMAIN_PATTERN})-v(\d{{6,}})", re.ASCII)
 
 
 def adapter_name(domain: DomainId, number: int) -> AdapterName:
@@ -38,7 +38,7 @@ def split_adapter_name(name: str) -> tuple[DomainId, int]:
     match = _NAME.fullmatch(name)
     if match is None:
         raise NotFound(f"there is no adapter {name[:100]!r}; names look like 'beauty-v000007'")
-    return validate_domain(match["domain"]), int(match["number"])
+    return DomainId(match[1]), int(match[2])
 
 
 class Gate(BaseModel):

@@ -16,12 +16,13 @@ from shared.types import DomainId, EvolutionId, UserId
 DOMAINS = "evorec:domains"
 CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes or catalog changed
 
-_DOMAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+# Narrow, because a domain names folders, keys and adapters.
+DOMAIN_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 
 
 def validate_domain(value: str) -> DomainId:
-    """The domain's id, or InvalidInput. A domain names folders, keys and adapters, hence the narrow alphabet."""
-    if not _DOMAIN.fullmatch(value):
+    """The domain's id, or InvalidInput."""
+    if not re.fullmatch(DOMAIN_PATTERN, value):
         raise InvalidInput(
             f"domain {value[:80]!r} must be 1 to 64 of a-z, 0-9, '-' and '_', starting with a letter or digit"
         )

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from shared.artifacts import AliasMove, ArtifactStore
+from shared.config import Settings
+from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.manifest import Manifest, adapter_name
+from shared.types import DomainId
+from tests.factories import BEAUTY, commit, manifest, write_files
+
+V1, V2 = adapter_name(BEAUTY, 1), adapter_name(BEAUTY, 2)
+
+
+class Crash(BaseException):
+    """Like SIGKILL, it is nothing that code catches."""
+
+
+@pytest.fixture(params=["local", "remote"])
+def artifact_settings(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Settings]:
+    url = None if request.param == "local" else "memory://bucket/artifacts"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield settings.model_copy(update={"artifacts_url": url})
+    MemoryFileSystem.store.clear()
+
+
+@pytest.fixture
+def store(artifact_settings: Settings) -> ArtifactStore:
+    return ArtifactStore(artifact_settings)
+
+
+@pytest.fixture
+def local(settings: Settings) -> ArtifactStore:
+    return ArtifactStore(settings)
+
+
+def test_what_was_committed_is_fetched(store: ArtifactStore) -> None:
+    assert store.names(BEAUTY) == []
+    with store.stage(BEAUTY, V1) as staged:
+        write_files(staged.path)
+        (staged.path / "sub").mkdir()
+        (staged.path / "sub" / "more").write_bytes(b"\x00\x01")
+        committed = staged.commit(manifest(1))
+    assert set(committed.checksums) == {"adapter_config.json", "adapter_model.safetensors", "sub/more"}
+    folder = store.fetch(BEAUTY, V1)
+    assert (folder / "sub" / "more").read_bytes() == b"\x00\x01"
+    assert (folder / "adapter_model.safetensors").read_text() == "weights"
+    assert Manifest.from_json((folder / "manifest.json").read_text()) == committed
+    assert store.manifest(BEAUTY, V1) == committed
+    assert store.names(BEAUTY) == [V1]
+    assert store.domains() == [BEAUTY]
+
+
+def test_leaving_without_commit_leaves_nothing(store: ArtifactStore) -> None:
+    with store.stage(BEAUTY, V1) as staged:
+        write_files(staged.path)
+    assert not staged.path.exists()
+    assert store.names(BEAUTY) == []
+    assert commit(store, manifest(1)).name == V1
+
+
+def test_a_name_is_used_once(store: ArtifactStore) -> None:
+    commit(store, manifest(1))
+    with pytest.raises(Conflict, match="never used twice"):
+        store.stage(BEAUTY, V1)
+
+
+def test_of_two_that_race_for_a_name_one_wins(store: ArtifactStore) -> None:
+    with store.stage(BEAUTY, V1) as slow, store.stage(BEAUTY, V1) as fast:
+        write_files(slow.path, "slow")
+        write_files(fast.path, "fast")
+        fast.commit(manifest(1))
+        with pytest.raises(Conflict):
+            slow.commit(manifest(1))
+    assert (store.fetch(BEAUTY, V1) / "adapter_model.safetensors").read_text() == "fast"
+
+
+def test_the_manifest_has_to_be_the_versions_own(store: ArtifactStore) -> None:
+    with store.stage(BEAUTY, V1) as staged, pytest.raises(InvalidArtifact, match="was committed as"):
+        staged.commit(manifest(2))
+    with pytest.raises(InvalidArtifact, match="does not belong"):
+        store.stage(DomainId("toys"), V1)
+
+
+def test_unknown_versions(store: ArtifactStore) -> None:
+    for lookup in (store.fetch, store.manifest):
+        with pytest.raises(NotFound):
+            lookup(BEAUTY, V1)
+    store.delete(BEAUTY, V1)
+
+
+def test_delete(store: ArtifactStore) -> None:
+    commit(store, manifest(1))
+    commit(store, manifest(2))
+    store.fetch(BEAUTY, V1)
+    store.delete(BEAUTY, V1)
+    assert store.names(BEAUTY) == [V2]
+    with pytest.raises(NotFound):
+        store.fetch(BEAUTY, V1)
+
+
+def test_names_are_in_the_order_of_their_numbers(store: ArtifactStore) -> None:
+    for number in (1_000_000, 2, 999_999):
+        commit(store, manifest(number))
+    assert [name[-7:] for name in store.names(BEAUTY)] == ["v000002", "v999999", "1000000"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damage_is_found(local: ArtifactStore, damage: str) -> None:
+    commit(local, manifest(1))
+    weights = local.fetch(BEAUTY, V1) / "adapter_model.safetensors"
+    weights.write_text("other") if damage == "changed" else weights.unlink()
+    with pytest.raises(InvalidArtifact, match=r"adapter_model\.safetensors"):
+        local.fetch(BEAUTY, V1)
+
+
+@pytest.mark.parametrize("artifact_settings", ["remote"], indirect=True)
+def test_a_damaged_local_copy_is_replaced_and_a_damaged_original_refused(artifact_settings: Settings) -> None:
+    store = ArtifactStore(artifact_settings)
+    commit(store, manifest(1))
+    (store.fetch(BEAUTY, V1) / "adapter_model.safetensors").write_text("bad copy")
+    assert (store.fetch(BEAUTY, V1) / "adapter_model.safetensors").read_text() == V1
+    shutil.rmtree(store.fetch(BEAUTY, V1))
+    MemoryFileSystem().pipe_file(f"/bucket/artifacts/{BEAUTY}/{V1}/adapter_model.safetensors", b"bad original")
+    with pytest.raises(InvalidArtifact, match="checksum"):
+        store.fetch(BEAUTY, V1)
+
+
+def test_a_broken_manifest_is_an_invalid_artifact(local: ArtifactStore) -> None:
+    commit(local, manifest(1))
+    (local.fetch(BEAUTY, V1) / "manifest.json").write_text("{")
+    with pytest.raises(InvalidArtifact):
+        local.fetch(BEAUTY, V1)
+
+
+def test_a_crash_at_any_step_shows_nothing_or_everything(
+    artifact_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file operation of a commit fails once; afterwards the version is either not there or complete."""
+    store = ArtifactStore(artifact_settings)
+    commit(store, manifest(1))
+    outcomes = [_crash_at(step, artifact_settings, monkeypatch) for step in range(20)]
+    assert outcomes[0] == [V1]  # at least the first crash came before the version was visible
+    assert outcomes[-1] == [V1, V2]  # and the last one after the end
+
+
+def _crash_at(step: int, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    steps = iter(range(1000))
+
+    def crashing(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == step:
+                raise Crash
+            return function(*args, **kwargs)
+
+        return call
+
+    store = ArtifactStore(settings)
+    store.delete(BEAUTY, V2)
+    staged = store.stage(BEAUTY, V2)  # no context manager: a killed process cleans nothing up
+    write_files(staged.path)
+    with monkeypatch.context() as patched:
+        for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "write_text"), (MemoryFileSystem, "put_file")):
+            patched.setattr(owner, name, crashing(getattr(owner, name)))
+        with suppress(Crash):
+            staged.commit(manifest(2))
+    later = ArtifactStore(settings)
+    for name in later.names(BEAUTY):
+        assert later.fetch(BEAUTY, name).is_dir()
+    return list(later.names(BEAUTY))
+
+
+def test_alias_moves_are_kept_in_order(store: ArtifactStore) -> None:
+    moves = [
+        AliasMove(sequence=n, alias="champion", before=None, to=adapter_name(BEAUTY, n), at=float(n), reason="publish")
+        for n in (1, 2, 10)
+    ]
+    assert store.alias_moves(BEAUTY) == []
+    for move in (moves[2], moves[0], moves[1], moves[0]):
+        store.record_alias_move(BEAUTY, move)
+    assert store.alias_moves(BEAUTY) == moves
+    assert store.names(BEAUTY) == []

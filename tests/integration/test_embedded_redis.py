@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import redis as sync_redis
+
+from shared.config import Settings
+from shared.embedded_redis import EmbeddedRedis, broker_url, redis_folder, socket_path, socket_url
+from shared.errors import Unavailable
+from shared.redis_client import connect
+from tests.conftest import make_settings
+
+
+def client_of(settings: Settings) -> sync_redis.Redis:
+    return sync_redis.Redis.from_url(socket_url(settings), decode_responses=True)
+
+
+def test_data_survives_a_restart(settings: Settings) -> None:
+    for expected in (None, "1"):
+        with EmbeddedRedis(settings), client_of(settings) as client:
+            assert client.get("kept") == expected
+            client.set("kept", "1")
+
+
+def test_it_listens_on_its_socket_alone(settings: Settings) -> None:
+    with EmbeddedRedis(settings) as server, client_of(settings) as client:
+        assert client.config_get("port") == {"port": "0"}
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert psutil.Process(server.pid).net_connections("inet") == []
+        assert socket_path(settings).stat().st_mode & 0o077 == 0
+
+
+def test_stop_leaves_nothing_running(settings: Settings) -> None:
+    server = EmbeddedRedis(settings)
+    server.start()
+    pid = server.pid
+    assert pid is not None
+    server.stop()
+    server.stop()
+    assert not psutil.pid_exists(pid)
+    assert server.pid is None
+
+
+def test_a_second_one_on_the_same_state_is_refused_and_told_why(settings: Settings) -> None:
+    with EmbeddedRedis(settings) as server, pytest.raises(Unavailable, match=rf"already runs .*process {server.pid}"):
+        EmbeddedRedis(settings).start()
+
+
+def test_an_orphan_of_a_killed_parent_still_guards_its_files(settings: Settings) -> None:
+    orphan = EmbeddedRedis(settings)
+    orphan.start()
+    pid = orphan.pid
+    assert pid is not None
+    try:
+        # What a killed parent leaves: the child alone holds the lock.
+        with pytest.raises(Unavailable, match=f"kill {pid}"):
+            EmbeddedRedis(settings).start()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        orphan.stop()
+    with EmbeddedRedis(settings), client_of(settings) as client:
+        assert client.ping()
+
+
+def test_a_state_folder_deeper_than_a_socket_path_may_be(tmp_path: Path) -> None:
+    settings = make_settings(state_dir=tmp_path / ("d" * 60) / ("e" * 60))
+    with pytest.raises(Unavailable, match="evorec up"):
+        socket_path(settings)
+    with EmbeddedRedis(settings), client_of(settings) as client:
+        assert client.ping()
+        short = socket_path(settings)
+    assert not short.parent.exists()
+
+
+def test_a_start_that_fails_shows_the_end_of_the_log(settings: Settings) -> None:
+    folder = redis_folder(settings)
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof").write_text("this is no append-only file\n")
+    with pytest.raises(Unavailable, match=r"(?s)exited with status 1.*Bad file format reading the append only file"):
+        EmbeddedRedis(settings).start()
+
+
+async def test_connect_uses_it_where_no_url_is_set(settings: Settings) -> None:
+    with EmbeddedRedis(settings):
+        async with connect(settings) as client:
+            assert await client.ping()
+
+
+def test_broker_url(settings: Settings, tmp_path: Path) -> None:
+    def with_urls(**urls: str) -> str:
+        return broker_url(settings.model_copy(update=urls))
+
+    assert broker_url(settings) == f"redis+socket://{tmp_path}/redis/redis.sock?virtual_host=1"
+    assert with_urls(redis_url="redis://u:p@host:6379/0?x=1") == "redis://u:p@host:6379/1?x=1"
+    assert with_urls(redis_url="rediss://host") == "rediss://host/1"
+    assert with_urls(redis_url="unix:///run/r.sock?db=0") == "redis+socket:///run/r.sock?virtual_host=1"
+    assert with_urls(broker_url="redis://other/5", redis_url="redis://host") == "redis://other/5"
+
+
+def test_celery_reaches_the_broker_of_a_socket(settings: Settings) -> None:
+    from kombu import Connection
+
+    with EmbeddedRedis(settings), Connection(broker_url(settings)) as connection:
+        with connection.SimpleQueue("test") as queue:
+            queue.put("hello")
+            assert queue.get(timeout=5).payload == "hello"
+        with sync_redis.Redis(unix_socket_path=str(socket_path(settings)), db=1) as first:
+            assert first.dbsize() > 0

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.history import HistoryStore
+from shared.redis_keys import PartitionKeys
+from shared.stream import InteractionLog
+from shared.types import UserId
+from tests.factories import BEAUTY, interaction
+
+U1, U2 = UserId("u1"), UserId("u2")
+
+
+@pytest.fixture
+def small(redis_settings: Settings) -> Settings:
+    return redis_settings.model_copy(update={"max_history": 3})
+
+
+async def test_unknown_users_have_empty_histories(redis: Redis, redis_settings: Settings) -> None:
+    history = HistoryStore(redis, redis_settings)
+    assert await history.get(BEAUTY, U1) == ()
+    assert await history.get_many(BEAUTY, [U1, U2]) == {U1: (), U2: ()}
+    assert await history.get_many(BEAUTY, []) == {}
+    assert await history.users(BEAUTY) == []
+    assert await history.user_count(BEAUTY) == 0
+
+
+async def test_the_newest_are_kept(redis: Redis, small: Settings) -> None:
+    log, history = InteractionLog(redis, small), HistoryStore(redis, small)
+    await log.append(BEAUTY, [interaction(item=f"i{n}", at=n) for n in (4, 1, 3, 0, 2)])
+    assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["i2", "i3", "i4"]
+    await log.append(BEAUTY, [interaction(item="late", at=-1)])
+    assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["i2", "i3", "i4"]
+    assert await log.count(BEAUTY, {}) == 6
+
+
+async def test_equal_times_follow_the_stream(redis: Redis, redis_settings: Settings) -> None:
+    items = [f"i{n}" for n in range(30)]
+    await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item=item) for item in items])
+    assert [event.item_id for event in await HistoryStore(redis, redis_settings).get(BEAUTY, U1)] == items
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+async def test_users_come_newest_first(redis: Redis, redis_settings: Settings, partitions: int) -> None:
+    settings = redis_settings.model_copy(update={"partitions": partitions})
+    history = HistoryStore(redis, settings)
+    await InteractionLog(redis, settings).append(
+        BEAUTY, [*(interaction(f"u{n}", at=n) for n in range(20)), interaction("u0", at=100), interaction("u19", at=-5)]
+    )
+    expected = ["u0", *(f"u{n}" for n in range(19, 0, -1))]
+    assert await history.users(BEAUTY) == expected
+    assert await history.users(BEAUTY, limit=3) == expected[:3]
+    assert await history.users(BEAUTY, limit=0) == []
+    assert await history.user_count(BEAUTY) == 20
+
+
+async def test_erasure_leaves_nothing_of_the_user(redis: Redis, small: Settings) -> None:
+    log, history = InteractionLog(redis, small), HistoryStore(redis, small)
+    # Five of u1, of which the history keeps three: the others are in the stream alone.
+    await log.append(BEAUTY, [interaction("u1", f"i{n}", n) for n in range(5)] + [interaction("u2", "i9", 9)])
+    assert await history.erase(BEAUTY, U1) == 5
+    assert await history.get(BEAUTY, U1) == ()
+    assert await history.users(BEAUTY) == [U2]
+    assert [event.user_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))] == [U2]
+    assert await redis.scard(PartitionKeys(BEAUTY, 0).capped) == 0
+    assert await history.erase(BEAUTY, U1) == 0
+
+
+async def test_an_erased_user_can_come_back(redis: Redis, redis_settings: Settings) -> None:
+    log, history = InteractionLog(redis, redis_settings), HistoryStore(redis, redis_settings)
+    await log.append(BEAUTY, [interaction(item="old")])
+    await history.erase(BEAUTY, U1)
+    await log.append(BEAUTY, [interaction(item="old"), interaction(item="new")])
+    assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["new"]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.popularity import SHARE_FLOOR, SNAPSHOT_S, PopularityStore
+from shared.stream import InteractionLog
+from shared.types import ItemId
+from tests.factories import BEAUTY, interaction
+
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+@pytest.mark.parametrize("half_life_days", [1.0, 60.0, 3650.0])
+async def test_shares_are_those_of_the_definition(
+    redis: Redis, redis_settings: Settings, partitions: int, half_life_days: float
+) -> None:
+    settings = redis_settings.model_copy(update={"partitions": partitions, "popularity_half_life_days": half_life_days})
+    rng = random.Random(5)
+    events = [
+        interaction(f"u{n}", f"i{rng.randrange(6)}", -rng.random() * 30 * DAY, event_id=f"e{n}") for n in range(200)
+    ]
+    await InteractionLog(redis, settings).append(BEAUTY, events)
+
+    newest = max(event.timestamp for event in events)
+    masses: dict[ItemId, float] = {}
+    for event in events:
+        weight = math.pow(2, -(newest - event.timestamp) / (half_life_days * DAY))
+        masses[event.item_id] = masses.get(event.item_id, 0.0) + weight
+    expected = {item: mass / sum(masses.values()) for item, mass in masses.items()}
+
+    popularity = PopularityStore(redis, settings)
+    top = await popularity.top(BEAUTY, 10)
+    assert dict(top) == pytest.approx(expected, rel=1e-6)
+    best = max(expected, key=lambda item: expected[item])
+    assert await popularity.shares(BEAUTY, [best, ItemId("never")]) == [
+        pytest.approx(expected[best] + SHARE_FLOOR, rel=1e-6),
+        SHARE_FLOOR,
+    ]
+
+
+async def test_a_snapshot_is_renewed_in_time(redis: Redis, redis_settings: Settings) -> None:
+    now = 0.0
+    log, popularity = InteractionLog(redis, redis_settings), PopularityStore(redis, redis_settings, clock=lambda: now)
+    assert await popularity.top(BEAUTY, 5) == []
+    await log.append(BEAUTY, [interaction(item="i1")])
+    assert [item for item, _ in await popularity.top(BEAUTY, 5)] == ["i1"]
+    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+    assert [item for item, _ in await popularity.top(BEAUTY, 5)] == ["i1"]
+    now = SNAPSHOT_S
+    assert [item for item, _ in await popularity.top(BEAUTY, 5)] == ["i2", "i1"]
+    assert [item for item, _ in await popularity.top(BEAUTY, 1)] == ["i2"]

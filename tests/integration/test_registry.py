@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.artifacts import ArtifactStore
+from shared.catalog import CatalogStore
+from shared.config import Settings
+from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
+from shared.manifest import Manifest, adapter_name
+from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
+from shared.registry import CHALLENGER, CHAMPION, Registry, Route
+from shared.types import AdapterName, DomainId
+from tests.factories import BEAUTY, commit, manifest
+
+V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))
+
+
+@pytest.fixture
+def artifacts(redis_settings: Settings) -> ArtifactStore:
+    return ArtifactStore(redis_settings)
+
+
+@pytest.fixture
+def registry(redis: Redis, artifacts: ArtifactStore) -> Registry:
+    return Registry(redis, artifacts, clock=lambda: 1_700_000_000.25)
+
+
+async def publish(
+    registry: Registry, artifacts: ArtifactStore, number: int, parent: AdapterName | None = None
+) -> Manifest:
+    version = commit(artifacts, manifest(number, parent=parent))
+    await registry.publish(version, expected=parent, fencing_token=0)
+    return version
+
+
+async def three_versions(registry: Registry, artifacts: ArtifactStore) -> None:
+    await publish(registry, artifacts, 1)
+    await publish(registry, artifacts, 2, parent=V1)
+    await publish(registry, artifacts, 3, parent=V2)
+
+
+async def test_an_empty_domain(registry: Registry) -> None:
+    assert await registry.champion(BEAUTY) is None
+    assert await registry.aliases(BEAUTY) == {}
+    assert await registry.versions(BEAUTY) == []
+    assert await registry.watermark(BEAUTY) == {}
+    assert await registry.considered(BEAUTY) == {}
+    assert await registry.route(BEAUTY) == Route()
+    with pytest.raises(NotFound):
+        await registry.manifest(BEAUTY, V1)
+    with pytest.raises(Conflict):
+        await registry.rollback(BEAUTY)
+
+
+async def test_publish_moves_the_champion_and_the_watermark(registry: Registry, artifacts: ArtifactStore) -> None:
+    first = await publish(registry, artifacts, 1)
+    assert await registry.champion(BEAUTY) == V1
+    assert await registry.manifest(BEAUTY, V1) == first
+    second = await publish(registry, artifacts, 2, parent=V1)
+    assert await registry.versions(BEAUTY) == [first, second]
+    assert await registry.watermark(BEAUTY) == await registry.considered(BEAUTY) == {0: "2-0"}
+    assert await registry.rollback(BEAUTY) == V1
+    # The watermark goes back with the alias; what has been considered stays, or the triggers would fire at once.
+    assert await registry.watermark(BEAUTY) == {0: "1-0"}
+    assert await registry.considered(BEAUTY) == {0: "2-0"}
+
+
+async def test_publish_twice_is_publish_once(registry: Registry, artifacts: ArtifactStore) -> None:
+    first = await publish(registry, artifacts, 1)
+    await registry.publish(first, expected=None, fencing_token=0)
+    assert len(artifacts.alias_moves(BEAUTY)) == 1
+
+
+async def test_an_old_token_cannot_publish(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
+    await redis.set(DomainKeys(BEAUTY).fence, 2)
+    version = commit(artifacts, manifest(1))
+    for token in (0, 1, 3):
+        with pytest.raises(LeaseLost):
+            await registry.publish(version, expected=None, fencing_token=token)
+    assert await registry.champion(BEAUTY) is None
+    assert await registry.versions(BEAUTY) == []
+    assert await registry.considered(BEAUTY) == {}
+    await registry.publish(version, expected=None, fencing_token=2)
+    assert await registry.champion(BEAUTY) == V1
+
+
+async def test_a_moved_alias_stops_a_publication_whole(registry: Registry, artifacts: ArtifactStore) -> None:
+    await publish(registry, artifacts, 1)
+    late = commit(artifacts, manifest(2))
+    with pytest.raises(AliasMoved, match=f"points at {V1}, not at nothing"):
+        await registry.publish(late, expected=None, fencing_token=0)
+    assert [version.name for version in await registry.versions(BEAUTY)] == [V1]
+
+
+async def test_only_what_is_stored_can_be_published(registry: Registry) -> None:
+    with pytest.raises(NotFound, match="artifact store"):
+        await registry.publish(manifest(1), expected=None, fencing_token=0)
+    assert await registry.champion(BEAUTY) is None
+
+
+async def test_a_name_never_gets_another_manifest(registry: Registry, artifacts: ArtifactStore) -> None:
+    first = commit(artifacts, manifest(1))
+    await registry.register(first)
+    await registry.register(first)
+    other = first.model_copy(update={"seed": 8})
+    with pytest.raises(Conflict):
+        await registry.register(other)
+    with pytest.raises(Conflict):
+        await registry.publish(other, expected=None, fencing_token=0)
+    assert await registry.versions(BEAUTY) == [first]
+
+
+async def test_promoting(registry: Registry, artifacts: ArtifactStore) -> None:
+    await three_versions(registry, artifacts)
+    await registry.move_alias(BEAUTY, CHAMPION, V1, expected=V3)
+    assert await registry.champion(BEAUTY) == V1
+    with pytest.raises(AliasMoved):
+        await registry.move_alias(BEAUTY, CHAMPION, V2, expected=V3)
+    with pytest.raises(NotFound):
+        await registry.move_alias(BEAUTY, CHAMPION, adapter_name(BEAUTY, 9), expected=V1)
+    await registry.move_alias(BEAUTY, CHAMPION, None, expected=V1)
+    assert await registry.champion(BEAUTY) is None
+
+
+async def test_rollback_follows_the_parents(registry: Registry, artifacts: ArtifactStore) -> None:
+    await three_versions(registry, artifacts)
+    assert [await registry.rollback(BEAUTY), await registry.rollback(BEAUTY)] == [V2, V1]
+    moves = [(move.before, move.to, move.reason) for move in artifacts.alias_moves(BEAUTY)]
+    assert moves == [
+        (None, V1, "publish"),
+        (V1, V2, "publish"),
+        (V2, V3, "publish"),
+        (V3, V2, "rollback"),
+        (V2, V1, "rollback"),
+    ]
+
+
+async def test_rollback_without_parent_takes_the_former_champion(registry: Registry, artifacts: ArtifactStore) -> None:
+    await publish(registry, artifacts, 1)
+    with pytest.raises(Conflict, match="no earlier version"):
+        await registry.rollback(BEAUTY)
+    fresh = commit(artifacts, manifest(2))
+    await registry.publish(fresh, expected=V1, fencing_token=0)
+    assert await registry.rollback(BEAUTY) == V1
+
+
+async def test_names_are_never_used_twice(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
+    names = await asyncio.gather(*(registry.reserve_name(BEAUTY) for _ in range(5)))
+    assert sorted(names) == [adapter_name(BEAUTY, n) for n in range(1, 6)]
+    await publish(registry, artifacts, 9)
+    assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 10)
+    # Redis is lost and the newest version deleted: the log of moves still knows its name.
+    await redis.flushdb()
+    artifacts.delete(BEAUTY, adapter_name(BEAUTY, 9))
+    assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 10)
+
+
+async def test_prune_keeps_the_newest_and_the_needed(registry: Registry, artifacts: ArtifactStore) -> None:
+    for number in range(1, 7):
+        await registry.register(commit(artifacts, manifest(number)))
+    await registry.move_alias(BEAUTY, CHAMPION, V1, expected=None)
+    assert await registry.prune(BEAUTY, keep=2, in_use=frozenset([V2])) == [V3, adapter_name(BEAUTY, 4)]
+    kept = [V1, V2, adapter_name(BEAUTY, 5), adapter_name(BEAUTY, 6)]
+    assert [version.name for version in await registry.versions(BEAUTY)] == artifacts.names(BEAUTY) == kept
+    assert await registry.prune(BEAUTY, keep=10) == []
+
+
+async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:
+    await three_versions(registry, artifacts)
+    route = await registry.set_route(BEAUTY, V2, 0.25, paused=False)
+    assert route == await registry.route(BEAUTY) == Route(challenger=V2, share=0.25)
+    assert await registry.aliases(BEAUTY) == {CHAMPION: V3, CHALLENGER: V2}
+    with pytest.raises(NotFound):
+        await registry.set_route(BEAUTY, adapter_name(BEAUTY, 9), 0.5, paused=False)
+    assert await registry.route(BEAUTY) == route
+    await registry.move_alias(BEAUTY, CHAMPION, V2, expected=V3)
+    assert (await registry.route(BEAUTY)).challenger is None
+    await registry.set_route(BEAUTY, None, 0.0, paused=True)
+    assert await registry.route(BEAUTY) == Route(paused=True)
+    assert await registry.aliases(BEAUTY) == {CHAMPION: V2}
+
+
+async def test_considered(registry: Registry) -> None:
+    await registry.set_considered(BEAUTY, {0: "5-0", 1: "6-1"})
+    await registry.set_considered(BEAUTY, {1: "7-0"})
+    assert await registry.considered(BEAUTY) == {0: "5-0", 1: "7-0"}
+
+
+async def test_domains_do_not_touch(registry: Registry, artifacts: ArtifactStore) -> None:
+    await publish(registry, artifacts, 1)
+    toys = DomainId("toys")
+    assert await registry.champion(toys) is None
+    with pytest.raises(NotFound):
+        await registry.move_alias(toys, CHAMPION, V1, expected=None)
+
+
+async def test_a_move_that_a_crash_kept_from_the_log_is_logged_with_the_next(
+    registry: Registry, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publish(registry, artifacts, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(artifacts, "record_alias_move", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await publish(registry, artifacts, 2, parent=V1)
+    assert await registry.champion(BEAUTY) == V2
+    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1]
+    await registry.rollback(BEAUTY)
+    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1, V2, V1]
+
+
+async def test_the_registry_can_be_rebuilt(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
+    await three_versions(registry, artifacts)
+    await registry.rollback(BEAUTY)
+    await registry.set_route(BEAUTY, V3, 0.5, paused=False)
+    versions, aliases = await registry.versions(BEAUTY), await registry.aliases(BEAUTY)
+    await redis.flushdb()
+    for _ in range(2):
+        await registry.rebuild(BEAUTY)
+        assert await registry.versions(BEAUTY) == versions
+        assert await registry.aliases(BEAUTY) == aliases
+        assert await registry.considered(BEAUTY) == {0: "2-0"}
+    await registry.rollback(BEAUTY)
+    sequences = [move.sequence for move in artifacts.alias_moves(BEAUTY)]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.registry.RECONNECT_S", 0.05)
+    heard: asyncio.Queue[DomainId] = asyncio.Queue()
+
+    async def listen() -> None:
+        async for domain in registry.subscribe():
+            heard.put_nowait(domain)
+
+    async def hears(change: object) -> bool:
+        await change  # type: ignore[misc]
+        return await asyncio.wait_for(heard.get(), 5) == BEAUTY
+
+    async def subscribed() -> None:
+        for _ in range(500):
+            if (await redis.pubsub_numsub(CHANGES_CHANNEL))[0][1]:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("nobody subscribed")
+
+    listener = asyncio.create_task(listen())
+    try:
+        await subscribed()
+        assert await hears(publish(registry, artifacts, 1))
+        assert await hears(CatalogStore(redis).put(BEAUTY, []))
+        assert await hears(registry.set_route(BEAUTY, None, 0.0, paused=True))
+        await redis.client_kill_filter(_type="pubsub")
+        await asyncio.sleep(0.1)
+        await subscribed()
+        assert await hears(publish(registry, artifacts, 2, parent=V1))
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from shared.config import Settings
+from shared.history import HistoryStore
+from shared.popularity import PopularityStore
+from shared.redis_keys import PartitionKeys, partition_of
+from shared.stream import APPEND_CHUNK, Appended, InteractionLog, order_of
+from shared.types import Interaction, StreamPositions, UserId
+from tests.factories import BEAUTY, T0, interaction
+
+PROPERTY = hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+EVENTS = st.lists(
+    st.builds(
+        interaction,
+        user=st.sampled_from(["u1", "u2", "u3", "u4"]),
+        item=st.sampled_from(["i1", "i2", "i3"]),
+        at=st.integers(-50, 50).map(float),
+        event_type=st.sampled_from(["purchase", "click"]),
+    ),
+    max_size=30,
+)
+
+
+@pytest.fixture(params=[1, 4], ids=["one partition", "four partitions"])
+def settings_p(redis_settings: Settings, request: pytest.FixtureRequest) -> Settings:
+    return redis_settings.model_copy(update={"partitions": request.param})
+
+
+async def read_all(log: InteractionLog, after: StreamPositions | None = None) -> list[Interaction]:
+    return [event async for event in log.read(BEAUTY, after or {}, await log.tail(BEAUTY))]
+
+
+async def everything_visible(redis: Redis, settings: Settings) -> object:
+    """All that readers can tell of the domain."""
+    history = HistoryStore(redis, settings)
+    users = await history.users(BEAUTY)
+    log = InteractionLog(redis, settings)
+    return (
+        await history.get_many(BEAUTY, users),
+        users,
+        await PopularityStore(redis, settings).top(BEAUTY, 100),
+        await read_all(log),
+        await log.tail(BEAUTY),
+        await log.count(BEAUTY, {}),
+    )
+
+
+@PROPERTY
+@given(events=EVENTS, data=st.data())
+async def test_replayed_events_change_nothing(
+    redis: Redis, settings_p: Settings, events: list[Interaction], data: st.DataObject
+) -> None:
+    await redis.flushdb()
+    log = InteractionLog(redis, settings_p)
+    appended = await log.append(BEAUTY, events)
+    distinct = {(e.user_id, e.item_id, e.event_type, e.timestamp) for e in events}
+    assert appended == Appended(accepted=len(distinct), duplicates=len(events) - len(distinct))
+    before = await everything_visible(redis, settings_p)
+
+    replay = data.draw(st.lists(st.sampled_from(events), max_size=40) if events else st.just([]))
+    assert await log.append(BEAUTY, replay) == Appended(accepted=0, duplicates=len(replay))
+    assert await everything_visible(redis, settings_p) == before
+
+
+@PROPERTY
+@given(events=EVENTS)
+async def test_out_of_order_events_land_in_time_order(
+    redis: Redis, settings_p: Settings, events: list[Interaction]
+) -> None:
+    await redis.flushdb()
+    log, history = InteractionLog(redis, settings_p), HistoryStore(redis, settings_p)
+    for event in events:
+        await log.append(BEAUTY, [event])
+    for user, found in (await history.get_many(BEAUTY, [UserId(f"u{n}") for n in range(1, 5)])).items():
+        order = [(event.timestamp, order_of(event.stream_id)) for event in found]
+        assert order == sorted(order)
+        assert {(e.item_id, e.event_type, e.timestamp) for e in found} == {
+            (e.item_id, e.event_type, e.timestamp) for e in events if e.user_id == user
+        }
+
+
+async def test_an_id_makes_events_the_same_whatever_they_say(redis: Redis, redis_settings: Settings) -> None:
+    log = InteractionLog(redis, redis_settings)
+    twins = [interaction(event_id="e", item="i1"), interaction(event_id="e", item="i2")]
+    assert await log.append(BEAUTY, twins) == Appended(1, 1)
+    (kept,) = await read_all(log)
+    assert kept.item_id == "i1"
+
+
+async def test_an_event_keeps_all_it_came_with(redis: Redis, redis_settings: Settings) -> None:
+    log = InteractionLog(redis, redis_settings)
+    sent = interaction("käthe", "i|{1}", 0.125, value=2.5, event_type="purchase", recommendation_id="r1", event_id="e")
+    await log.append(BEAUTY, [sent])
+    (read,) = await read_all(log)
+    (remembered,) = await HistoryStore(redis, redis_settings).get(BEAUTY, UserId("käthe"))
+    assert read == remembered
+    assert read.stream_id
+    assert (read.user_id, read.item_id, read.timestamp) == ("käthe", "i|{1}", T0 + 0.125)
+    assert (read.value, read.recommendation_id, read.event_id) == (2.5, "r1", "e")
+
+
+async def test_batches_larger_than_a_chunk_and_a_page(redis: Redis, settings_p: Settings) -> None:
+    log = InteractionLog(redis, settings_p)
+    events = [interaction(f"u{n % 7}", f"i{n}", float(n)) for n in range(2 * APPEND_CHUNK + 1500)]
+    started = time.perf_counter()
+    assert await log.append(BEAUTY, events) == Appended(len(events), 0)
+    # The target is 10,000 a second on an idle machine; a tenth of it tells a mistake from a busy one.
+    assert len(events) / (time.perf_counter() - started) > 1000
+    assert len(await read_all(log)) == len(events)
+    assert await log.count(BEAUTY, {}) == len(events)
+    assert 10 <= await log.count(BEAUTY, {}, at_most=10) < len(events)
+
+
+async def test_ranges_exclude_their_start_and_include_their_end(redis: Redis, redis_settings: Settings) -> None:
+    log = InteractionLog(redis, redis_settings)
+    tails: list[StreamPositions] = [await log.tail(BEAUTY)]
+    for n in range(4):
+        await log.append(BEAUTY, [interaction(item=f"i{n}")])
+        tails.append(await log.tail(BEAUTY))
+
+    async def items(after: StreamPositions, until: StreamPositions) -> Sequence[str]:
+        return [event.item_id async for event in log.read(BEAUTY, after, until)]
+
+    assert tails[0] == {0: "0-0"}
+    assert await items(tails[1], tails[3]) == ["i1", "i2"]
+    assert await items({}, tails[1]) == ["i0"]
+    assert await items(tails[4], tails[4]) == []
+    assert await items(tails[0], {}) == []
+    assert await log.count(BEAUTY, tails[1], tails[3]) == 2
+    assert await log.count(BEAUTY, tails[1]) == 3
+    assert await log.count(BEAUTY, tails[4]) == 0
+
+
+async def test_first_timestamp_is_when_the_oldest_new_event_arrived(redis: Redis, settings_p: Settings) -> None:
+    log = InteractionLog(redis, settings_p)
+    assert await log.first_timestamp(BEAUTY, {}) is None
+    started = int(time.time() * 1000) / 1000
+    await log.append(BEAUTY, [interaction(f"u{n}", at=-1e6) for n in range(8)])
+    first = await log.first_timestamp(BEAUTY, {})
+    assert first is not None
+    assert started <= first <= time.time()
+    assert await log.first_timestamp(BEAUTY, await log.tail(BEAUTY)) is None
+
+
+async def test_a_retry_repairs_what_a_crash_left_half_done(redis: Redis, redis_settings: Settings) -> None:
+    """The event id is written last: without it the event is appended again, and readers drop the twin."""
+    log, history = InteractionLog(redis, redis_settings), HistoryStore(redis, redis_settings)
+    keys = PartitionKeys(BEAUTY, 0)
+    await log.append(BEAUTY, [interaction(event_id="e"), interaction(event_id="f", at=1)])
+    await redis.delete(keys.event("e"), keys.popularity)
+    assert await log.append(BEAUTY, [interaction(event_id="e")]) == Appended(1, 0)
+    assert [event.event_id for event in await read_all(log)] == ["e", "f"]
+    assert [event.event_id for event in await history.get(BEAUTY, UserId("u1"))] == ["e", "f"]
+
+
+async def test_a_bad_event_stops_the_script_before_its_first_write(redis: Redis, redis_settings: Settings) -> None:
+    log = InteractionLog(redis, redis_settings)
+    bad = interaction(at=float("nan"))
+    object.__setattr__(bad, "timestamp", "no number")
+    with pytest.raises((ResponseError, ValueError, TypeError)):
+        await log.append(BEAUTY, [interaction(event_id="good"), bad])
+    assert await redis.dbsize() == 0
+
+
+async def test_only_positive_events_count_as_popular(redis: Redis, redis_settings: Settings) -> None:
+    await InteractionLog(redis, redis_settings).append(
+        BEAUTY, [interaction("u1", "bought"), interaction("u2", "looked at", event_type="click")]
+    )
+    assert await PopularityStore(redis, redis_settings).top(BEAUTY, 10) == [("bought", 1.0)]
+
+
+async def test_an_unreadable_entry_is_set_aside(redis: Redis, redis_settings: Settings) -> None:
+    log = InteractionLog(redis, redis_settings)
+    keys = PartitionKeys(BEAUTY, 0)
+    await log.append(BEAUTY, [interaction(item="before")])
+    for fields in ({"e": "{broken"}, {"other": "field"}):
+        await redis.xadd(keys.stream, fields)  # type: ignore[arg-type]
+    await log.append(BEAUTY, [interaction(item="after")])
+    for _ in range(2):
+        assert [event.item_id for event in await read_all(log)] == ["before", "after"]
+    assert await redis.hlen(keys.dead_letter) == 2
+
+
+async def test_an_event_id_is_forgotten_in_time(redis: Redis, redis_settings: Settings) -> None:
+    await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(event_id="e")])
+    assert 0 < await redis.ttl(PartitionKeys(BEAUTY, 0).event("e")) <= redis_settings.event_id_ttl_s
+
+
+async def test_users_spread_over_partitions(redis: Redis, redis_settings: Settings) -> None:
+    settings = redis_settings.model_copy(update={"partitions": 4})
+    log = InteractionLog(redis, settings)
+    await log.append(BEAUTY, [interaction(f"u{n}") for n in range(40)])
+    for partition in range(4):
+        expected = {f"u{n}" for n in range(40) if partition_of(UserId(f"u{n}"), 4) == partition}
+        assert set(await redis.zrange(PartitionKeys(BEAUTY, partition).users, 0, -1)) == expected
+        assert expected
