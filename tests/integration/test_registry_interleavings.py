@@ -35,7 +35,7 @@ class Actors:
         self.redis = redis
         self.artifacts = artifacts
         self.registry = Registry(redis, artifacts)
-        self.next_number = 0
+        self.promoted: set[tuple[AdapterName | None, AdapterName]] = set()
 
     async def publish(self, pause: int) -> None:
         token = int(await self.redis.get(DomainKeys(BEAUTY).fence) or 0)
@@ -49,8 +49,10 @@ class Actors:
 
     async def promote(self, number: int, pause: int) -> None:
         expected = await self.registry.champion(BEAUTY)
+        to = adapter_name(BEAUTY, number)
         await _think(pause)
-        await self.registry.move_alias(BEAUTY, CHAMPION, adapter_name(BEAUTY, number), expected=expected)
+        await self.registry.move_alias(BEAUTY, CHAMPION, to, expected=expected)
+        self.promoted.add((expected, to))
 
     async def rollback(self, pause: int) -> None:
         await _think(pause)
@@ -77,7 +79,7 @@ async def _think(pause: int) -> None:
         await asyncio.sleep(0.001)
 
 
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 async def test_moves_form_one_line(
     redis: Redis, redis_settings: Settings, operations: list[tuple[str, int, int]]
@@ -85,6 +87,8 @@ async def test_moves_form_one_line(
     await redis.flushdb()
     artifacts = ArtifactStore(redis_settings.model_copy(update={"state_dir": _fresh(redis_settings.state_dir)}))
     actors = Actors(redis, artifacts)
+    for _ in range(3):
+        await actors.publish(pause=0)
     ended = await asyncio.gather(*map(actors.start, operations), return_exceptions=True)
 
     # Whoever lost was told so, by an error made for it.
@@ -97,6 +101,14 @@ async def test_moves_form_one_line(
         assert (move.sequence, move.before) == (sequence, champion)
         champion = move.to
     assert await actors.registry.champion(BEAUTY) == champion
+
+    # And it starts where its author believed the champion to be.
+    for move in moves:
+        assert move.to is not None
+        if move.reason == "publish":
+            assert artifacts.manifest(BEAUTY, move.to).parent == move.before
+        if move.reason == "promote":
+            assert (move.before, move.to) in actors.promoted
 
     # Exactly what was published is registered, and the champion is one of it, whole.
     published = {move.to for move in moves if move.reason == "publish"}
