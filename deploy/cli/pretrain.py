@@ -34,12 +34,12 @@ def pretrain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts")] = False,
 ) -> None:
     """Train tokenizer and model from scratch, without a network or a GPU. Point EVOREC_BASE_MODEL at the result."""
+    if (items is None) != (interactions is None):
+        raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
     from evolver.pretrain import PretrainConfig  # torch is slow to import
 
     config = PretrainConfig(seed=seed)
     config = replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps * scale))) for s in config.stages))
-    if (items is None) != (interactions is None):
-        raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
     with note_console().status("Preparing the corpus"):
         if items is not None and interactions is not None:
             corpora = [_corpus_of_files(items, interactions, until, seed)]

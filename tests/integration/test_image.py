@@ -1,0 +1,166 @@
+"""The container image and the compose files, as far as no container engine is needed to check them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.cli.main import app
+from shared.config import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+GPU = ROOT / "deploy" / "compose.gpu.yaml"
+COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
+
+
+def instructions() -> list[tuple[str, str, str]]:
+    """(stage, keyword, arguments) of every instruction of the Dockerfile, continuation lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    text = re.sub(r"\\\n", " ", "\n".join(lines))
+    stage, found = "", []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        keyword, _, arguments = line.partition(" ")
+        if keyword == "FROM":
+            stage = arguments.split()[-1]
+        found.append((stage, keyword, " ".join(arguments.split())))
+    return found
+
+
+def arguments_of(stage: str, keyword: str) -> list[str]:
+    return [arguments for where, what, arguments in instructions() if (where, what) == (stage, keyword)]
+
+
+def in_build_context() -> set[str]:
+    """What .dockerignore lets through: it denies everything, then allows names."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+    return {line[1:] for line in lines if line.startswith("!")}
+
+
+def compose(*files: Path) -> dict[str, Any]:
+    """Later files win, service by service: as much of compose's merge as these files use."""
+    merged: dict[str, Any] = {"services": {}}
+    for file in files:
+        content = yaml.safe_load(file.read_text())
+        services = content.pop("services")
+        merged |= content
+        for name, service in services.items():
+            before = merged["services"].setdefault(name, {})
+            for key, value in service.items():
+                before[key] = {**before[key], **value} if isinstance(value, dict) and key in before else value
+    return merged
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    if not hadolint.exists():
+        pytest.skip("hadolint has no binary for this platform")
+    result = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_both_targets_run_unprivileged_under_an_init_process(target: str) -> None:
+    assert arguments_of(target, "USER") == ["10001:10001"]
+    assert arguments_of(target, "ENTRYPOINT") == ['["tini", "--", "evorec"]']
+    [health] = arguments_of(target, "HEALTHCHECK")
+    assert '"deploy.health", "service"' in health
+    assert "serve" in COMMANDS
+    assert arguments_of(target, "CMD") == ['["serve"]']
+    assert arguments_of(target, "COPY") == [f"--from=build-{target} /opt/evorec /opt/evorec"]
+
+
+def test_the_build_copies_only_what_exists_and_is_in_the_context() -> None:
+    copies = [a.split() for _, keyword, a in instructions() if keyword == "COPY" and not a.startswith("--from")]
+    sources = {source for *sources, _ in copies for source in sources}
+    allowed = in_build_context()
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source.split("/")[0] in allowed, f"{source} is not in .dockerignore's allowlist"
+    assert {"shared", "service", "evolver", "deploy"} <= sources
+
+
+def test_every_step_calls_what_the_install_script_has() -> None:
+    script = (ROOT / "deploy/image/install.sh").read_text()
+    steps = {
+        a.split()[1] for _, keyword, a in instructions() if keyword == "RUN" and a.startswith("deploy/image/install.sh")
+    }
+    assert steps == {"dependencies", "package"}
+    assert all(f"\n{step}() {{" in script for step in steps)
+
+
+def test_one_version_of_uv_everywhere() -> None:
+    [dockerfile] = set(re.findall(r"uv==([\d.]+)", (ROOT / "Dockerfile").read_text()))
+    [setup] = re.findall(r"^uv_version=(.+)$", (ROOT / "deploy/local/setup.sh").read_text(), re.MULTILINE)
+    assert dockerfile == setup
+
+
+def test_the_scripts_are_executable_bash() -> None:
+    for script in ("deploy/image/install.sh", "deploy/local/setup.sh", ".ci/run"):
+        assert os.access(ROOT / script, os.X_OK), script
+        subprocess.run(["/usr/bin/env", "bash", "-n", ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
+    content = compose(*files)
+    services = content["services"]
+    assert set(services) == {"redis", "service", "worker"}
+    settings = {f"EVOREC_{name.upper()}" for name in Settings.model_fields}
+    targets = {stage for stage, keyword, _ in instructions() if keyword == "FROM"}
+    for name in ("service", "worker"):
+        service = services[name]
+        assert set(service["command"]) <= COMMANDS
+        assert set(service["environment"]) <= settings
+        assert service["build"]["target"] in targets
+        assert service["read_only"] is True
+        assert service["depends_on"] == {"redis": {"condition": "service_healthy"}}
+        assert service["image"] == f"evorec:{service['build']['target']}"
+    mounted = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
+    assert mounted == set(content["volumes"])
+
+
+def test_compose_keeps_redis_durable_and_private() -> None:
+    redis = compose(COMPOSE)["services"]["redis"]
+    command = redis["command"]
+    assert all(isinstance(part, str) for part in command)
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert "healthcheck" in redis
+    assert "ports" not in redis
+    assert re.search(r"^FROM .*:latest", (ROOT / "Dockerfile").read_text(), re.MULTILINE) is None
+
+
+def test_the_package_step_installs_all_that_runs(tmp_path: Path) -> None:
+    """The image's own step, in a folder that holds what .dockerignore lets through."""
+    uv = Path(sys.executable).parent / "uv"
+    if not uv.exists():
+        pytest.skip("this environment was not made by `make setup`")
+    context = tmp_path / "src"
+    context.mkdir()
+    for name in in_build_context():
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, context / name)
+    subprocess.run([uv, "build", "--wheel", "--quiet", "--out-dir", tmp_path / "dist", context], check=True)
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("shared", "service", "evolver", "deploy"):
+        for file in (ROOT / package).rglob("*.py"):
+            assert str(file.relative_to(ROOT)) in packed
+    for file in (ROOT / "shared" / "models").rglob("*"):
+        if file.is_file():
+            assert str(file.relative_to(ROOT)) in packed
+    assert not any(name.startswith("tests/") for name in packed)
