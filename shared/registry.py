@@ -291,12 +291,17 @@ class Registry:
         await self._record_moves(domain)
 
     async def _record_moves(self, domain: DomainId) -> None:
-        """Writes what the outbox holds to the artifact store; what a crash left there goes with the next move."""
+        """Writes what the outbox holds to the artifact store; what could not be written goes with the next move."""
         outbox = DomainKeys(domain).move_outbox
-        for record in await self._redis.lrange(outbox, 0, -1):
-            move = AliasMove.model_validate_json(text(record))
-            await asyncio.to_thread(self._artifacts.record_alias_move, domain, move)
-            await self._redis.lrem(outbox, 1, text(record))
+        for record in map(text, await self._redis.lrange(outbox, 0, -1)):
+            try:
+                move = AliasMove.model_validate_json(record)
+                await asyncio.to_thread(self._artifacts.record_alias_move, domain, move)
+            except OSError as error:
+                # The alias has moved already; raising would tell the caller that it has not.
+                log.warning("alias move not recorded yet", domain=domain, error=repr(error))
+                return
+            await self._redis.lrem(outbox, 1, record)
 
     async def _former_champions(self, domain: DomainId) -> list[AdapterName]:
         moves = await asyncio.to_thread(self._artifacts.alias_moves, domain)

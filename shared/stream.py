@@ -23,7 +23,6 @@ PAGE = 1000
 # One script call blocks Redis; 500 events keep that to a few milliseconds.
 APPEND_CHUNK = 500
 FIELD = "e"
-ARGS_PER_EVENT = 6
 
 # KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
 # ARGV: number of events, max_history, ttl, then per event: payload, timestamp, user, item,
@@ -31,11 +30,15 @@ ARGS_PER_EVENT = 6
 # Popularity scores are log2 of the decayed mass, hence log2(2^a + 2^b) instead of ZINCRBY.
 # The event id is set last: after a crash between two commands a retry repairs, and readers drop the event's twin.
 APPEND = """
+local function finite(text)
+  local value = tonumber(text)
+  return value and value == value and math.abs(value) < math.huge
+end
 local n, max_history, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 if #ARGV ~= 3 + 6 * n then return redis.error_reply('ERR append: wrong number of arguments') end
 for i = 0, n - 1 do
   local at = 3 + 6 * i
-  if not tonumber(ARGV[at + 2]) or (ARGV[at + 5] ~= '' and not tonumber(ARGV[at + 5]))
+  if not finite(ARGV[at + 2]) or (ARGV[at + 5] ~= '' and not finite(ARGV[at + 5]))
      or not KEYS[4 + n + tonumber(ARGV[at + 6])] then
     return redis.error_reply('ERR append: bad event ' .. i)
   end

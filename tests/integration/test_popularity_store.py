@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 
@@ -55,3 +56,13 @@ async def test_a_snapshot_is_renewed_in_time(redis: Redis, redis_settings: Setti
     now = SNAPSHOT_S
     assert [item for item, _ in await popularity.top(BEAUTY, 5)] == ["i2", "i1"]
     assert [item for item, _ in await popularity.top(BEAUTY, 1)] == ["i2"]
+
+
+async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: Settings) -> None:
+    item = 'ü "/\\\n\x00'
+    await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item=item)])
+    popularity = PopularityStore(redis, redis_settings)
+    await redis.config_resetstat()
+    answers = await asyncio.gather(*(popularity.top(BEAUTY, 1) for _ in range(50)))
+    assert set(map(tuple, answers)) == {((item, 1.0),)}
+    assert (await redis.info("commandstats"))["cmdstat_zrange"]["calls"] == 1
