@@ -1,0 +1,138 @@
+"""Ranking examples, exactly as serving would have prompted them, and padded batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from shared.prompt import Prompt, PromptBuilder, candidate_order
+from shared.retriever import RetrieverIndex
+from shared.types import Item, ItemId, UserId
+
+NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best hundred
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One ranking: a user's history (oldest first, filtered) and candidates in label order, of which `target` came next."""
+
+    user_id: UserId
+    history: tuple[ItemId, ...]
+    candidates: tuple[ItemId, ...]
+    target: ItemId
+
+    @property
+    def target_index(self) -> int:
+        return self.candidates.index(self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Right-padded prompts: `ids` [B, T], `mask` [B, T] true on real tokens, `n_candidates` [B]."""
+
+    ids: Tensor
+    mask: Tensor
+    n_candidates: Tensor
+
+
+def make_example(
+    user_id: UserId,
+    history: Sequence[ItemId],
+    target: ItemId,
+    index: RetrieverIndex,
+    pool: Sequence[ItemId],
+    *,
+    n_candidates: int,
+    own: frozenset[ItemId],
+    seed: int,
+) -> Example:
+    """A training example: half of the negatives from the retriever's best, the rest uniform from `pool`, never the user's own.
+
+    The candidates stand in the order of a hash, never the retriever's.
+    """
+    rng = _rng(seed, user_id, target, len(history))
+    near = [item for item, _ in index.candidates(history, NEAR_NEGATIVES, exclude=own | {target})]
+    wanted = min(n_candidates - 1, len(pool) - 1)
+    chosen = [near[i] for i in rng.permutation(len(near))[: wanted // 2]]
+    taken = {target, *chosen, *own}
+    far = [item for item in (pool[i] for i in rng.integers(0, len(pool), size=6 * n_candidates)) if item not in taken]
+    negatives = [*chosen, *dict.fromkeys(far)][:wanted]
+    return Example(user_id, tuple(history), tuple(candidate_order([target, *negatives], user_id)), target)
+
+
+def build_prompt(builder: PromptBuilder, index: RetrieverIndex, history: Sequence[ItemId], candidates: Sequence[ItemId]) -> Prompt:
+    """The prompt of a history and candidates in label order; items that left the catalog leave the history."""
+    return builder.build(known_items(index, history), known_items(index, candidates))
+
+
+def known_items(index: RetrieverIndex, item_ids: Sequence[ItemId]) -> list[Item]:
+    """The catalog's entries of those ids that it still has."""
+    found = (index.item(item_id) for item_id in item_ids)
+    return [item for item in found if item is not None]
+
+
+def collate(prompts: Sequence[Prompt]) -> PromptBatch:
+    """Pad prompts on the right: under causal attention nothing real ever sees the padding."""
+    length = max(len(prompt.token_ids) for prompt in prompts)
+    ids = torch.zeros(len(prompts), length, dtype=torch.long)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt.token_ids)] = torch.tensor(prompt.token_ids)
+        mask[row, : len(prompt.token_ids)] = True
+    return PromptBatch(ids, mask, torch.tensor([prompt.n_candidates for prompt in prompts]))
+
+
+def batches_by_length(prompts: Sequence[Prompt], size: int, *, rng: np.random.Generator | None = None) -> Iterator[list[int]]:
+    """Indices in batches of prompts of like length (little padding); with `rng` in random order, else longest first."""
+    jitter = rng.uniform(0, 16, size=len(prompts)) if rng else np.zeros(len(prompts))
+    order = np.argsort([-len(prompt.token_ids) + noise for prompt, noise in zip(prompts, jitter, strict=True)], kind="stable")
+    chunks = [order[start : start + size].tolist() for start in range(0, len(order), size)]
+    if rng:
+        rng.shuffle(chunks)
+    yield from chunks
+
+
+def label_logprobs(model: PeftModel, batch: PromptBatch, label_ids: Sequence[int]) -> Tensor:
+    """log p(label | prompt), renormalised over each prompt's labels; -inf beyond them.  -> [B, max candidates]
+
+    Only the labels' rows of the output matrix are multiplied.
+    """
+    hidden = model.get_base_model().model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    rows = torch.arange(len(batch.ids))
+    answer = hidden[rows, batch.mask.sum(1) - 1]  # [B, d]
+    width = int(batch.n_candidates.max())
+    labels = model.get_base_model().lm_head.weight[torch.tensor(label_ids[:width])]  # [C, d]
+    logits = answer @ labels.T
+    outside = torch.arange(width)[None, :] >= batch.n_candidates[:, None]
+    return torch.log_softmax(logits.masked_fill(outside, -torch.inf), dim=-1)
+
+
+@torch.inference_mode()
+def score_prompts(
+    model: PeftModel,
+    prompts: Sequence[Prompt],
+    label_ids: Sequence[int],
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[float], None] = lambda share: None,
+) -> list[list[float]]:
+    """Label log-probabilities of every prompt, in the order given."""
+    scores: list[list[float]] = [[] for _ in prompts]
+    done = 0
+    for chunk in batches_by_length(prompts, batch_size):
+        logprobs = label_logprobs(model, collate([prompts[i] for i in chunk]), label_ids)
+        for i, row in zip(chunk, logprobs.tolist(), strict=True):
+            scores[i] = row[: prompts[i].n_candidates]
+        done += len(chunk)
+        on_batch(done / len(prompts))
+    return scores
+
+
+def _rng(seed: int, *parts: object) -> np.random.Generator:
+    """A generator that depends on its arguments alone (Python's hash of strings differs between processes)."""
+    return np.random.default_rng([seed, *("\0".join(map(str, parts))).encode()])

@@ -1,0 +1,108 @@
+"""Evaluate: how well a version ranks for the panel, before and after, on active (U_A) and inactive users (U_I).
+
+Each panel user's last interaction by the window's end is the target, its history all before it; 19 further candidates are drawn from
+the items known by then, never the user's own, seeded and the same for every version compared: uniformly (the usual protocol) and
+weighted by time-decayed popularity to the power 0.75, because uniform draws mostly measure popularity.
+
+    HR@k   = 1[rank <= k]
+    NDCG@k = 1[rank <= k] / log2(1 + rank)          (one relevant item)
+    rank   = 1 + #{others with a score >= the target's}      score ties count against the target
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.types import ItemId, UserId
+
+N_CANDIDATES = 20
+POPULARITY_POWER = 0.75
+BOOTSTRAP_DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One evaluated ranking: candidates in label order; `history` event positions are the caller's."""
+
+    user_id: UserId
+    target: ItemId
+    candidates: tuple[ItemId, ...]
+    active: bool
+
+
+def rank_of(scores: Sequence[float], target: int) -> int:
+    """1 + the number of other candidates scored at least as high.
+
+    >>> rank_of([0.2, 0.5, 0.2], 0)
+    3
+    """
+    return sum(score >= scores[target] for score in scores)
+
+
+def hit_rate(ranks: Sequence[int], k: int) -> float:
+    """HR@k over users.
+
+    >>> hit_rate([1, 4], 3)
+    0.5
+    """
+    return float(np.mean([rank <= k for rank in ranks])) if ranks else 0.0
+
+
+def ndcg(ranks: Sequence[int], k: int) -> float:
+    """NDCG@k over users, one relevant item each.
+
+    >>> round(ndcg([1, 3], 3), 3)
+    0.75
+    """
+    return float(np.mean([gain(rank, k) for rank in ranks])) if ranks else 0.0
+
+
+def gain(rank: int, k: int) -> float:
+    """NDCG@k of one user."""
+    return 1 / math.log2(1 + rank) if rank <= k else 0.0
+
+
+def draw_candidates(
+    user_id: UserId, target: ItemId, own: frozenset[ItemId], pool: Sequence[ItemId], weights: np.ndarray, *, seed: int
+) -> tuple[ItemId, ...]:
+    """The target and up to 19 different draws from `pool` (weights: [len(pool)]), none of them the user's own."""
+    rng = np.random.default_rng([seed, *user_id.encode()])
+    allowed = np.array([item not in own and item != target for item in pool])
+    odds = np.where(allowed, weights, 0.0)
+    count = min(N_CANDIDATES - 1, int((odds > 0).sum()))
+    drawn = rng.choice(len(pool), size=count, replace=False, p=odds / odds.sum()) if count else []
+    return (target, *(pool[i] for i in drawn))
+
+
+def summarise(
+    ranks: Mapping[UserId, int], active: frozenset[UserId], *, prefix: str = "", cutoffs: Sequence[int] = (1, 3)
+) -> dict[str, dict[str, float]]:
+    """n, HR at each cutoff and NDCG at the last, for U_A, U_I and U; names get the prefix (e.g. "weighted:")."""
+    groups = {
+        "U_A": [rank for user, rank in ranks.items() if user in active],
+        "U_I": [rank for user, rank in ranks.items() if user not in active],
+        "U": list(ranks.values()),
+    }
+    return {
+        group: {
+            f"{prefix}n": float(len(values)),
+            **{f"{prefix}hr@{k}": hit_rate(values, k) for k in cutoffs},
+            f"{prefix}ndcg@{cutoffs[-1]}": ndcg(values, cutoffs[-1]),
+        }
+        for group, values in groups.items()
+    }
+
+
+def paired_interval(before: Sequence[float], after: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of mean(after - before), users resampled in pairs."""
+    difference = np.asarray(after) - np.asarray(before)
+    if len(difference) == 0:
+        return (0.0, 0.0)
+    rng = np.random.default_rng(seed)
+    means = difference[rng.integers(0, len(difference), size=(BOOTSTRAP_DRAWS, len(difference)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

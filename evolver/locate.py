@@ -1,0 +1,119 @@
+"""Locate: which layers react to a change of preference (EvoRec, arXiv 2511.16414, "Locate").
+
+For an active user u with an old history H_old and a new one H_new = H_old + window, the prompts of both, with the same candidates,
+run through the current model. With h_l(t) the output of decoder block l at token t:
+
+    s_l(u) = cos( mean_t h_l^old(t), mean_t h_l^new(t) )        the layer's similarity
+    v(u)   = argmin_l s_l(u)                                    the user's vote
+    S      = the k = floor(0.3 L) layers with most votes        (ties: the lower mean similarity)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from evolver.batches import PromptBatch, batches_by_length, collate
+from evolver.lora import decoder_layers
+from shared.prompt import Prompt
+
+LOCATED_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """`layers` ascending; `votes` and `similarity` (mean over users) have one entry per layer."""
+
+    layers: tuple[int, ...]
+    votes: tuple[int, ...]
+    similarity: tuple[float, ...]
+
+
+def layer_similarity(h_old: Tensor, h_new: Tensor, mask_old: Tensor, mask_new: Tensor) -> Tensor:
+    """s_l = cos(mean_t h_old[l, t], mean_t h_new[l, t]), the means over real tokens.
+
+    h_old: [L, T_old, d], h_new: [L, T_new, d], mask_*: [T_*] true on real tokens -> [L]
+
+    >>> one = torch.ones(1, 1, 2)
+    >>> layer_similarity(one, torch.tensor([[[1.0, 0.0]]]), torch.tensor([True]), torch.tensor([True])).item()  # 1 / sqrt(2)
+    0.7071067690849304
+    """
+    return torch.cosine_similarity(pooled(h_old, mask_old), pooled(h_new, mask_new), dim=-1)
+
+
+def pooled(h: Tensor, mask: Tensor) -> Tensor:
+    """mean over real tokens.  h: [L, T, d], mask: [T] -> [L, d]"""
+    weights = mask.to(h.dtype)[None, :, None]
+    return (h * weights).sum(1) / weights.sum(1)
+
+
+def votes(similarity: Tensor) -> Tensor:
+    """Each user's vote, counted per layer.  similarity: [U, L] -> [L]"""
+    return torch.bincount(similarity.argmin(1), minlength=similarity.shape[1])
+
+
+def located(similarity: Tensor, share: float = LOCATED_SHARE) -> Location:
+    """The floor(share L) layers with most votes, ties to the lower mean similarity.  similarity: [U, L]"""
+    n_layers = similarity.shape[1]
+    count, mean = votes(similarity), similarity.mean(0)
+    order = sorted(range(n_layers), key=lambda layer: (-int(count[layer]), float(mean[layer])))
+    # floor(0.3 * 10) is 2 in binary floating point (0.3 is a little less than 3/10)
+    k = max(1, math.floor(share * n_layers + 1e-9))
+    return Location(tuple(sorted(order[:k])), tuple(count.tolist()), tuple(mean.tolist()))
+
+
+@torch.inference_mode()
+def locate(
+    model: PeftModel,
+    old: Sequence[Prompt],
+    new: Sequence[Prompt],
+    *,
+    batch_size: int = 16,
+    on_batch: Callable[[float], None] = lambda share: None,
+) -> Location:
+    """Run each user's two prompts (old[i], new[i]) through the model and let the users vote.
+
+    Raises `ValueError` where there is no user to ask.
+    """
+    if not old:
+        raise ValueError("Locate needs at least one active user with an old history")
+    rows: list[Tensor] = [torch.empty(0)] * len(old)
+    done = 0
+    for chunk in batches_by_length(new, batch_size):
+        before = block_means(model, collate([old[i] for i in chunk]))  # [B, L, d]
+        after = block_means(model, collate([new[i] for i in chunk]))
+        for i, similarity in zip(chunk, torch.cosine_similarity(before, after, dim=-1), strict=True):
+            rows[i] = similarity
+        done += len(chunk)
+        on_batch(done / len(old))
+    return located(torch.stack(rows))
+
+
+def block_means(model: PeftModel, batch: PromptBatch) -> Tensor:
+    """Every decoder block's output, pooled over real tokens.  -> [B, L, d]"""
+    with _block_outputs(model) as outputs:
+        model.get_base_model().model(input_ids=batch.ids, use_cache=False)
+    h = torch.stack(outputs, dim=1)  # [B, L, T, d]
+    return torch.stack([pooled(one, mask) for one, mask in zip(h, batch.mask, strict=True)])
+
+
+@contextmanager
+def _block_outputs(model: PeftModel) -> Iterator[list[Tensor]]:
+    """Collect block outputs by hooks: a library's last "hidden state" may already be normalised."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()

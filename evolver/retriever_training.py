@@ -1,0 +1,117 @@
+"""Training of the retriever: from scratch at the bootstrap, and the fine-tuning on a window with which Forget begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shared.retriever import Retriever, RetrieverConfig
+from shared.types import Item, ItemId, UserId
+
+# Above this many items the softmax runs over the targets and this many shared random items instead of the whole catalog.
+MAX_SOFTMAX_ITEMS = 4096
+BATCH_USERS = 128
+
+
+def train_retriever(
+    items: Sequence[Item],
+    sequences: Mapping[UserId, Sequence[ItemId]],
+    *,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[float], None],
+    config: RetrieverConfig | None = None,
+) -> Retriever:
+    """A retriever trained on every position of the sequences (oldest first)."""
+    torch.manual_seed(seed)
+    model = Retriever([item.item_id for item in items], config or RetrieverConfig())
+    targets = {user: frozenset(range(1, len(sequence))) for user, sequence in sequences.items()}
+    _fit(model, items, sequences, targets, epochs=epochs, seed=seed, learning_rate=3e-3, on_step=on_step)
+    return model.eval()
+
+
+def finetune_retriever(
+    parent: Retriever,
+    items: Sequence[Item],
+    sequences: Mapping[UserId, Sequence[ItemId]],
+    window_positions: Mapping[UserId, frozenset[int]],
+    *,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[float], None],
+) -> Retriever:
+    """A copy of the parent fitted to the window: only the positions in `window_positions` are targets."""
+    torch.manual_seed(seed)
+    model = parent.with_items([item.item_id for item in items])
+    _fit(model, items, sequences, window_positions, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
+    return model.eval()
+
+
+def _fit(
+    model: Retriever,
+    items: Sequence[Item],
+    sequences: Mapping[UserId, Sequence[ItemId]],
+    targets: Mapping[UserId, frozenset[int]],
+    *,
+    epochs: int,
+    seed: int,
+    learning_rate: float,
+    on_step: Callable[[float], None],
+) -> None:
+    rows = {item.item_id: row for row, item in enumerate(items)}
+    chunks = list(_chunks(rows, sequences, targets, model.config.max_length))
+    if not chunks:
+        return
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    batches_per_epoch = -(-len(chunks) // BATCH_USERS)
+    model.train()
+    for epoch in range(epochs):
+        order = torch.randperm(len(chunks), generator=generator).tolist()
+        for number in range(batches_per_epoch):
+            picked = [chunks[index] for index in order[number * BATCH_USERS : (number + 1) * BATCH_USERS]]
+            loss = _loss(model, items, picked, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            on_step((epoch * batches_per_epoch + number + 1) / (epochs * batches_per_epoch))
+
+
+def _chunks(
+    rows: Mapping[ItemId, int],
+    sequences: Mapping[UserId, Sequence[ItemId]],
+    targets: Mapping[UserId, frozenset[int]],
+    max_length: int,
+) -> Iterator[tuple[list[int], list[bool]]]:
+    """Each user's newest `max_length` + 1 catalog rows, and which of them are targets."""
+    for user, wanted in targets.items():
+        known = [(rows[item], index in wanted) for index, item in enumerate(sequences[user]) if item in rows]
+        chunk = known[-max_length - 1 :]
+        if len(chunk) > 1 and any(target for _, target in chunk[1:]):
+            yield [row for row, _ in chunk], [target for _, target in chunk]
+
+
+def _loss(
+    model: Retriever, items: Sequence[Item], picked: Sequence[tuple[list[int], list[bool]]], generator: torch.Generator
+) -> Tensor:
+    """Cross-entropy of each target among the (sampled) catalog, given the items before it."""
+    length = max(len(chunk) for chunk, _ in picked)
+    ids = torch.zeros(len(picked), length, dtype=torch.long)  # [B, T]
+    mask = torch.zeros(len(picked), length, dtype=torch.bool)
+    for row, (chunk, wanted) in enumerate(picked):
+        ids[row, : len(chunk)] = torch.tensor(chunk)
+        mask[row, : len(chunk)] = torch.tensor(wanted)
+    mask[:, 0] = False  # the first item has nothing before it
+    shown = ids.unique()
+    if len(items) > MAX_SOFTMAX_ITEMS:
+        sampled = torch.randint(0, len(items), (MAX_SOFTMAX_ITEMS,), generator=generator)
+        pool = torch.cat([shown, sampled]).unique()
+    else:
+        pool = torch.arange(len(items))
+    vectors = model.item_vectors([items[row] for row in pool.tolist()])  # [P, d]
+    states = model.encode(vectors[torch.searchsorted(pool, ids)][:, :-1])  # [B, T-1, d]
+    logits = states[mask[:, 1:]] @ vectors.T  # [N, P]
+    return nn.functional.cross_entropy(logits, torch.searchsorted(pool, ids[mask]))

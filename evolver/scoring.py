@@ -1,0 +1,151 @@
+"""A version's rankings of held-out targets, with the scores that the service would have given."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from peft import PeftModel
+
+from evolver.batches import build_prompt, score_prompts
+from evolver.evaluate import POPULARITY_POWER, Case, draw_candidates, gain, rank_of, summarise
+from evolver.splits import Target, filtered, item_sequence
+from shared.forgotten import ForgottenSet
+from shared.prompt import PromptBuilder, candidate_order
+from shared.ranking import BlendWeights, blend
+from shared.retriever import RetrieverIndex
+from shared.types import ItemId, UserId
+
+POPULARITY_ONLY = BlendWeights(llm=0.0, retriever=0.0, popularity=1.0)
+_GRID = (0.0, 0.25, 0.5, 1.0, 2.0)
+NOT_RETRIEVED = 1_000_000
+UNIFORM, WEIGHTED, CATALOG = "", "weighted:", "catalog:"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What answers: a model with its LoRA (None: no LLM, as before the bootstrap), retriever and forgotten set."""
+
+    model: PeftModel | None
+    index: RetrieverIndex
+    forgotten: ForgottenSet
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A case with its three experts' scores, each [C]; candidate 0 is not special: `target` is an index."""
+
+    case: Case
+    target: int
+    llm: tuple[float, ...]
+    retriever: tuple[float, ...]
+    popularity: tuple[float, ...]
+
+    def rank(self, weights: BlendWeights) -> int:
+        """The target's rank under some blend."""
+        return rank_of(blend(self.llm, self.retriever, self.popularity, weights), self.target)
+
+
+def make_cases(
+    targets: Sequence[Target], popularity: Mapping[ItemId, float], *, seed: int
+) -> dict[str, list[tuple[Target, Case]]]:
+    """Both candidate sets for each target; the same for every version compared (they depend on the seed and the user alone)."""
+    pool = sorted(popularity)
+    mass = np.array([popularity[item] for item in pool])
+    sets = {UNIFORM: np.ones(len(pool)), WEIGHTED: mass**POPULARITY_POWER}
+    return {name: [(target, _case(target, pool, weights, seed)) for target in targets] for name, weights in sets.items()}
+
+
+def _case(target: Target, pool: Sequence[ItemId], weights: np.ndarray, seed: int) -> Case:
+    own = frozenset(item_sequence(target.before))
+    drawn = draw_candidates(target.user_id, target.item_id, own, pool, weights, seed=seed)
+    return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
+
+
+def retrieved_cases(version: Version, targets: Sequence[Target], k: int) -> list[tuple[Target, Case]]:
+    """The whole pipeline's candidates: the retriever's top k over the catalog, what the user has seen excluded."""
+    cases = []
+    for target in targets:
+        history = filtered(version.forgotten, target.user_id, target.before)
+        seen = frozenset(item_sequence(target.before))
+        found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
+        cases.append((target, Case(target.user_id, target.item_id, tuple(candidate_order(found, target.user_id)), target.active)))
+    return cases
+
+
+def score_cases(
+    version: Version,
+    cases: Sequence[tuple[Target, Case]],
+    builder: PromptBuilder,
+    popularity: Mapping[ItemId, float],
+    on_batch: Callable[[float], None] = lambda share: None,
+) -> list[Scored]:
+    """Every expert's scores for every case; a target outside the candidates gets index -1."""
+    histories = [filtered(version.forgotten, target.user_id, target.before) for target, _ in cases]
+    if version.model is None:
+        llm = [[0.0] * len(case.candidates) for _, case in cases]
+    else:
+        prompts = [build_prompt(builder, version.index, h, case.candidates) for h, (_, case) in zip(histories, cases, strict=True)]
+        llm = score_prompts(version.model, prompts, builder.label_ids, on_batch=on_batch)
+    return [
+        Scored(
+            case,
+            case.candidates.index(case.target) if case.target in case.candidates else -1,
+            tuple(logprobs),
+            tuple(version.index.scores(history, case.candidates)),
+            tuple(popularity.get(item, 0.0) for item in case.candidates),
+        )
+        for history, (_, case), logprobs in zip(histories, cases, llm, strict=True)
+    ]
+
+
+def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
+    """The weights with the best NDCG@3, averaged over the candidate sets; the LLM's weight is 1 (ranking knows only ratios)."""
+    if not any(scored):
+        return BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
+    options = [BlendWeights(llm=1.0, retriever=r, popularity=p) for r, p in itertools.product(_GRID, _GRID)]
+
+    def quality(weights: BlendWeights) -> float:
+        return float(np.mean([np.mean([gain(one.rank(weights), 3) for one in chosen]) for chosen in scored if chosen]))
+
+    return max(options, key=quality)
+
+
+def ranks(scored: Sequence[Scored], weights: BlendWeights) -> dict[UserId, int]:
+    """The target's rank for each user; a target that was not retrieved ranks after everything."""
+    return {one.case.user_id: one.rank(weights) if one.target >= 0 else NOT_RETRIEVED for one in scored}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Ranks per candidate set and user, and the metrics made from them."""
+
+    ranks: Mapping[str, Mapping[UserId, int]]
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+def evaluate_version(
+    version: Version,
+    weights: BlendWeights,
+    cases: Mapping[str, Sequence[tuple[Target, Case]]],
+    builder: PromptBuilder,
+    popularity: Mapping[ItemId, float],
+    *,
+    k: int,
+    on_batch: Callable[[float], None] = lambda share: None,
+) -> Report:
+    """Metrics of a version on uniform and weighted candidates, and of the whole pipeline on the catalog."""
+    targets = [target for target, _ in cases[UNIFORM]]
+    active = frozenset(target.user_id for target in targets if target.active)
+    sets = {**cases, CATALOG: retrieved_cases(version, targets, k)}
+    found: dict[str, dict[UserId, int]] = {}
+    metrics: dict[str, dict[str, float]] = {"U_A": {}, "U_I": {}, "U": {}}
+    for number, (name, chosen) in enumerate(sets.items()):
+        scored = score_cases(version, chosen, builder, popularity, lambda share, n=number: on_batch((n + share) / len(sets)))  # type: ignore[misc]
+        found[name] = ranks(scored, weights)
+        cutoffs = (10,) if name == CATALOG else (1, 3)
+        for group, values in summarise(found[name], active, prefix=name, cutoffs=cutoffs).items():
+            metrics[group].update(values)
+    return Report(found, metrics)

@@ -1,0 +1,97 @@
+"""Who may be learned from, and up to where: the panel's and the validation users' last interactions are held out.
+
+Everything that an evolution fits or counts (retriever, Forget, Update, popularity) reads `Split.visible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evolver.inputs import EvolutionInputs
+from shared.forgotten import ForgottenSet
+from shared.types import Interaction, ItemId, UserId
+
+DAY_S = 86_400.0
+VALIDATION_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A held-out interaction and the events of its user before it (unfiltered, oldest first)."""
+
+    user_id: UserId
+    item_id: ItemId
+    before: tuple[Interaction, ...]
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """`visible`: histories without the held-out targets. `trainable`: users outside panel and validation."""
+
+    visible: Mapping[UserId, tuple[Interaction, ...]]
+    panel: tuple[Target, ...]
+    validation: tuple[Target, ...]
+    trainable: frozenset[UserId]
+    active: frozenset[UserId]
+
+
+def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Split:
+    """Hold out the last interaction of panel users (for evaluation) and of some active others (for validation)."""
+    known = {item.item_id for item in inputs.items}
+    histories = {user: tuple(e for e in events if e.item_id in known) for user, events in inputs.histories.items()}
+    active = frozenset(inputs.active_users())
+    rng = np.random.default_rng(inputs.seed)
+    panel = [user for user in histories if user in inputs.panel and len(histories[user]) > 1]
+    others = [user for user in histories if user in active and user not in inputs.panel and len(histories[user]) > 1]
+    n_validation = min(max_validation, int(VALIDATION_SHARE * len(others)))
+    validation = [others[i] for i in rng.permutation(len(others))[:n_validation]]
+    evaluated = _balanced(panel, active, max_panel, rng)
+
+    def target(user: UserId) -> Target:
+        *before, last = histories[user]
+        return Target(user, last.item_id, tuple(before), user in active)
+
+    held = {*panel, *validation}
+    return Split(
+        visible={user: events[:-1] if user in held else events for user, events in histories.items()},
+        panel=tuple(target(user) for user in evaluated),
+        validation=tuple(target(user) for user in validation),
+        trainable=frozenset(histories) - inputs.panel - frozenset(validation),
+        active=active,
+    )
+
+
+def _balanced(panel: Sequence[UserId], active: frozenset[UserId], limit: int, rng: np.random.Generator) -> list[UserId]:
+    """At most `limit` panel users, half of each group where there are as many."""
+    groups = [[user for user in panel if (user in active) is wanted] for wanted in (True, False)]
+    room = [min(len(group), limit // 2) for group in groups]
+    room = [min(len(group), limit - other) for group, other in zip(groups, reversed(room), strict=True)]
+    return [group[i] for group, size in zip(groups, room, strict=True) for i in rng.permutation(len(group))[:size]]
+
+
+def item_sequence(events: Sequence[Interaction]) -> tuple[ItemId, ...]:
+    """The items of some events."""
+    return tuple(event.item_id for event in events)
+
+
+def filtered(forgotten: ForgottenSet, user: UserId, events: Sequence[Interaction]) -> tuple[ItemId, ...]:
+    """The items of a history as prompt and retriever see it."""
+    return item_sequence(forgotten.filter(user, events))
+
+
+def decayed_popularity(histories: Mapping[UserId, Sequence[Interaction]], half_life_days: float) -> dict[ItemId, float]:
+    """Shares of exponentially decayed mass: sum over events of 2^((t - t_last) / half-life), normalised."""
+    events = [event for history in histories.values() for event in history]
+    if not events:
+        return {}
+    latest = max(event.timestamp for event in events)
+    mass: dict[ItemId, float] = {}
+    for event in events:
+        weight = 2.0 ** ((event.timestamp - latest) / (half_life_days * DAY_S))
+        mass[event.item_id] = mass.get(event.item_id, 0.0) + weight
+    total = sum(mass.values())
+    return {item: value / total for item, value in mass.items()}

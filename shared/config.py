@@ -1,0 +1,85 @@
+"""All settings, in one model: environment variables with the prefix `EVOREC_`, or a `.env` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
+
+
+class Settings(BaseSettings):
+    """Settings of every process. Nothing is read from the environment at import; call `Settings()`."""
+
+    model_config = SettingsConfigDict(env_prefix="EVOREC_", env_file=".env", extra="ignore", frozen=True)
+
+    # -- state ------------------------------------------------------------------------------------
+    state_dir: Path = Field(Path(".evorec"), description="State of a single machine: redis/, artifacts/, bench/")
+    redis_url: str | None = Field(None, description="Unset: the embedded Redis under state_dir")
+    broker_url: str | None = Field(None, description="Celery's broker (no Cluster support); unset: redis_url, database 1")
+    artifacts_url: str | None = Field(None, description="fsspec URL of the artifact store; unset: state_dir/artifacts")
+    partitions: PositiveInt = Field(1, description="Partitions of a domain's stream, by hash of the user")
+
+    # -- model ------------------------------------------------------------------------------------
+    base_model: str = Field(str(SHIPPED_BASE_MODEL), description="Hugging Face id or folder of a causal LM")
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "bfloat16"
+    lora_rank: PositiveInt = 16
+    max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
+    max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")
+    max_model_len: PositiveInt = 2048
+    kv_cache_gib: PositiveInt = 1
+    prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt")
+    title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
+    rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K of the retriever that the LLM ranks")
+
+    # -- service ----------------------------------------------------------------------------------
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="`key:scope+scope` entries, comma separated; none: loopback only, every scope"
+    )
+    default_domain: str = "default"
+    rank_timeout_ms: PositiveInt = 10_000
+    max_concurrent_rankings: PositiveInt = 64
+    registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
+
+    # -- interactions -----------------------------------------------------------------------------
+    positive_events: Annotated[frozenset[str], NoDecode] = frozenset({"purchase"})
+    max_history: PositiveInt = Field(500, description="Newest interactions kept per user")
+    event_id_ttl_s: PositiveInt = 7 * 24 * 3600
+    max_clock_skew_s: PositiveInt = Field(24 * 3600, description="A timestamp further in the future is rejected")
+    popularity_half_life_days: float = 60.0
+
+    # -- evolution --------------------------------------------------------------------------------
+    evolve_min_interactions: PositiveInt = Field(1000, description="Trigger: new interactions since `considered`")
+    evolve_max_age_s: PositiveInt = Field(24 * 3600, description="Trigger: age of the oldest new interaction")
+    trigger_tick_s: float = 10.0
+    lease_s: PositiveInt = 30
+    panel_share: float = 0.10
+    kept_versions: PositiveInt = 10
+    seed: int = 0
+    max_train_examples: PositiveInt = 1200
+    max_located_users: PositiveInt = 256
+    max_evaluated_users: PositiveInt = 400
+    retriever_epochs: PositiveInt = Field(12, description="Training of the retriever at the bootstrap")
+    retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")
+    bootstrap_epochs: PositiveInt = 1
+    update_epochs: PositiveInt = 2
+    learning_rate: float = 1e-3
+    consistency_weights: Annotated[tuple[float, ...], NoDecode] = Field(
+        (1.0,), description="Weights of the consistency term to choose from on validation, comma separated"
+    )
+    train_threads: PositiveInt | None = None
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: str = "INFO"
+
+    @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value

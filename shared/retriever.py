@@ -1,0 +1,177 @@
+"""The light sequential model: a SASRec (arXiv 1808.09781) whose items are known by their words as well as by their id.
+
+It is the retriever of the service and the filter of Forget. An item's vector is its id's embedding plus the mean of its words'
+embeddings, so that an item nobody has bought yet can be retrieved through its title.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.errors import InvalidArtifact
+from shared.types import Item, ItemId
+
+RETRIEVER_FILE = "retriever.safetensors"
+_WORD = re.compile(r"\w+", re.UNICODE)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverConfig:
+    """Shape of the model; `max_length` is the longest history it reads (the newest items)."""
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    max_length: int = 50
+    word_buckets: int = 8192
+    dropout: float = 0.2
+
+
+class Retriever(nn.Module):
+    """SASRec over item vectors: `encode` reads histories, scores are dot products with item vectors."""
+
+    def __init__(self, item_ids: Sequence[ItemId], config: RetrieverConfig = RetrieverConfig()) -> None:  # noqa: B008 (frozen)
+        super().__init__()
+        self.config = config
+        self.rows: Mapping[ItemId, int] = {item_id: row for row, item_id in enumerate(item_ids)}
+        # The last row belongs to items without an embedding of their own; it stays zero.
+        self.ids = nn.Embedding(len(item_ids) + 1, config.width, padding_idx=len(item_ids))
+        self.words = nn.EmbeddingBag(config.word_buckets, config.width, mode="mean")
+        self.positions = nn.Embedding(config.max_length, config.width)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 2 * config.width, config.dropout, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        for embedding in (self.ids, self.words, self.positions):
+            nn.init.normal_(embedding.weight, std=config.width**-0.5)
+        with torch.no_grad():
+            self.ids.weight.mul_(0.1)
+            self.ids.weight[-1] = 0.0
+
+    def item_vectors(self, items: Sequence[Item]) -> Tensor:
+        """id embedding + mean of word embeddings.  -> [len(items), d]"""
+        features = [_word_buckets(item.title, item.category, item.brand, self.config.word_buckets) for item in items]
+        flat = torch.tensor([bucket for buckets in features for bucket in buckets], dtype=torch.long)
+        offsets = torch.tensor([0, *(len(buckets) for buckets in features)][:-1], dtype=torch.long).cumsum(0)
+        unknown = len(self.rows)
+        rows = torch.tensor([self.rows.get(item.item_id, unknown) for item in items], dtype=torch.long)
+        words: Tensor = self.words(flat, offsets)
+        vectors: Tensor = self.ids(rows) + words
+        return vectors
+
+    def encode(self, history: Tensor) -> Tensor:
+        """States after each item of left-aligned histories.  history: item vectors [B, T <= max_length, d] -> [B, T, d]"""
+        length = history.shape[1]
+        hidden = self.dropout(history * self.config.width**0.5 + self.positions.weight[:length])
+        causal = torch.ones(length, length, dtype=torch.bool).triu(1)
+        states: Tensor = self.norm(self.blocks(hidden, mask=causal))
+        return states
+
+    def with_items(self, item_ids: Sequence[ItemId]) -> Retriever:
+        """A copy that also has (zero) embeddings for the ids it does not know yet."""
+        new = [item_id for item_id in item_ids if item_id not in self.rows]
+        grown = Retriever([*self.rows, *new], self.config)
+        state = self.state_dict()
+        table = torch.zeros(len(self.rows) + len(new) + 1, self.config.width)
+        table[: len(self.rows)] = state["ids.weight"][:-1]
+        grown.load_state_dict({**state, "ids.weight": table})
+        return grown
+
+    def save(self, folder: Path) -> None:
+        """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""
+        metadata = {"config": json.dumps(asdict(self.config)), "item_ids": json.dumps(list(self.rows))}
+        tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(tensors, folder / RETRIEVER_FILE, metadata)
+
+    @classmethod
+    def load(cls, folder: Path) -> Retriever:
+        """Read `retriever.safetensors`; raises `InvalidArtifact` where it is missing, damaged or of another shape."""
+        path = folder / RETRIEVER_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            model = cls(json.loads(metadata["item_ids"]), RetrieverConfig(**json.loads(metadata["config"])))
+            model.load_state_dict(tensors)
+        except Exception as error:
+            raise InvalidArtifact(f"{path} is no retriever that this version can read: {error}") from error
+        return model.eval()
+
+
+class RetrieverIndex:
+    """A retriever over a snapshot of a catalog; immutable, safe to share between requests."""
+
+    def __init__(self, retriever: Retriever, items: Sequence[Item]) -> None:
+        self._retriever = retriever.eval()
+        self._items = tuple(items)
+        self._rows = {item.item_id: row for row, item in enumerate(self._items)}
+        self._available = torch.tensor([item.available for item in self._items], dtype=torch.bool)
+        with torch.inference_mode():
+            self._vectors = retriever.item_vectors(self._items) if self._items else torch.zeros(0, retriever.config.width)
+
+    def item(self, item_id: ItemId) -> Item | None:
+        """The catalog's entry, or None."""
+        row = self._rows.get(item_id)
+        return None if row is None else self._items[row]
+
+    def candidates(
+        self, history: Sequence[ItemId], k: int, *, exclude: Set[ItemId] = frozenset(), categories: Set[str] | None = None
+    ) -> list[tuple[ItemId, float]]:
+        """The k best available items outside `exclude` (in `categories`, if given), best first, with their scores."""
+        scores = self._scores(history).clone()
+        allowed = self._available.clone()
+        allowed[[self._rows[item_id] for item_id in exclude if item_id in self._rows]] = False
+        if categories is not None:
+            allowed &= torch.tensor([_in_categories(item.category, categories) for item in self._items], dtype=torch.bool)
+        scores[~allowed] = -torch.inf
+        best = torch.topk(scores, min(k, int(allowed.sum())))
+        return [(self._items[row].item_id, value) for row, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+
+    def scores(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[float]:
+        """Log-probabilities over the catalog for some of its items.  -> [len(item_ids)]"""
+        values: list[float] = self._scores(history)[[self._rows[item_id] for item_id in item_ids]].tolist()
+        return values
+
+    def contributions(self, history: Sequence[ItemId], item_id: ItemId) -> list[float]:
+        """What each history item adds to an item's score: score with the whole history minus score without it."""
+        known = [index for index, one in enumerate(history) if one in self._rows]
+        whole = self.scores(history, [item_id])[0]
+        added = [0.0] * len(history)
+        for index in known[-self._retriever.config.max_length :]:
+            added[index] = whole - self.scores([*history[:index], *history[index + 1 :]], [item_id])[0]
+        return added
+
+    @torch.inference_mode()
+    def _scores(self, history: Sequence[ItemId]) -> Tensor:
+        """log softmax over the catalog.  -> [I]"""
+        rows = [self._rows[item_id] for item_id in history if item_id in self._rows][-self._retriever.config.max_length :]
+        if not rows:
+            return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
+        state = self._retriever.encode(self._vectors[rows].unsqueeze(0))[0, -1]
+        return torch.log_softmax(self._vectors @ state, dim=0)
+
+
+def _in_categories(path: str, wanted: Set[str]) -> bool:
+    """Whether a category path (`A > B > C`) is, or lies below, one of the wanted names or paths."""
+    parts = [part.strip() for part in path.split(">")]
+    return any(" > ".join(parts[start:end]) in wanted for start in range(len(parts)) for end in range(start + 1, len(parts) + 1))
+
+
+@lru_cache(maxsize=500_000)
+def _word_buckets(title: str, category: str, brand: str, buckets: int) -> tuple[int, ...]:
+    leaf = category.rsplit(">", 1)[-1]
+    words = {*_WORD.findall(title.lower()), f"category:{leaf.strip().lower()}", f"brand:{brand.lower()}" if brand else ""} - {""}
+    return tuple(sorted(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % buckets for word in words))
