@@ -1,0 +1,135 @@
+"""What the use cases need, as the smallest Protocols: vLLM and the stores fulfil them, and so do the tests' fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from shared.config import Settings
+from shared.errors import EvorecError, Unavailable
+from shared.ranking import BlendWeights
+from shared.types import AdapterName, DomainId, Interaction, Item, ItemId, UserId
+
+
+class EngineUnavailable(Unavailable):
+    """The engine is not there: still starting, shut down, or dead."""
+
+
+class AdapterNotLoaded(Unavailable):
+    """The engine does not hold this adapter (any more)."""
+
+
+class AdapterLoadFailed(EvorecError):
+    """The engine refused an adapter; it has been removed again and the engine goes on."""
+
+    title = "The engine refused the adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraHandle:
+    """An adapter version as the engine knows it.
+
+    Id, name and path belong to one version for ever: vLLM hashes requests by name and keys its prefix cache by
+    (name, path), so a reused one would serve old keys and values or kill the engine.
+    """
+
+    lora_id: int
+    name: AdapterName
+    path: Path
+
+
+class RankingEngine(Protocol):
+    """Scores labels under an adapter. Failures of one call never harm the others."""
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine has died or was closed; it never comes back to life."""
+
+    async def add_adapter(self, lora: LoraHandle) -> None:
+        """Loads it; a second call does nothing. AdapterLoadFailed leaves no trace; EngineUnavailable when dead."""
+
+    async def remove_adapter(self, lora: LoraHandle) -> None:
+        """Unloads it; nothing happens where it is not loaded. The caller has drained its requests."""
+
+    async def rank(self, token_ids: Sequence[int], label_ids: Sequence[int], lora: LoraHandle) -> list[float]:
+        """log p(label | prompt) at the position after the prompt, renormalised over `label_ids` (exp sums to 1).
+
+        Raises AdapterNotLoaded, EngineUnavailable, or InvalidInput for ids outside the vocabulary or a prompt that is
+        too long. Cancelling the call aborts the request.
+        """
+
+    async def close(self) -> None:
+        """Lets running calls finish for a moment, aborts the rest, frees every process."""
+
+
+EngineFactory = Callable[[Settings], Awaitable[RankingEngine]]
+
+
+class CandidateIndex(Protocol):
+    """What serving needs of `shared.retriever.RetrieverIndex`. History is oldest first."""
+
+    def candidates(
+        self, history: Sequence[ItemId], k: int, *, exclude: Set[ItemId], categories: Set[str] | None
+    ) -> list[tuple[ItemId, float]]:
+        """The k best available items with their scores, best first."""
+
+    def scores(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[float]:
+        """log p(item | history) over the catalog."""
+
+    def contributions(self, history: Sequence[ItemId], item_id: ItemId) -> list[float]:
+        """How much each history item contributed to the item's score."""
+
+
+class Forgotten(Protocol):
+    """What serving needs of `shared.forgotten.ForgottenSet`."""
+
+    def filter(self, user_id: UserId, history: Sequence[Interaction]) -> tuple[Interaction, ...]:
+        """The history without what was forgotten."""
+
+
+class Histories(Protocol):
+    async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
+        """Oldest first; empty for an unknown user."""
+
+
+class Popularity(Protocol):
+    async def top(self, domain: DomainId, n: int) -> list[tuple[ItemId, float]]:
+        """The n items with the largest shares, best first."""
+
+    async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
+        """Each item's share; positive."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogSnapshot:
+    """A domain's items at one version of the catalog."""
+
+    domain: DomainId
+    version: int
+    items: Mapping[ItemId, Item]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingVersion:
+    """An adapter version with all that answers depend on; replaced as a whole when the catalog changes."""
+
+    name: AdapterName
+    domain: DomainId
+    lora: LoraHandle
+    blend: BlendWeights
+    forgotten: Forgotten
+    catalog: CatalogSnapshot
+    index: CandidateIndex
+
+
+class Versions(Protocol):
+    """Which version answers whom."""
+
+    async def catalog(self, domain: DomainId, named: Set[ItemId] = frozenset()) -> CatalogSnapshot:
+        """The domain's catalog, read anew where it lacks one of `named`. UnknownDomain where there is none."""
+
+    def lease(self, domain: DomainId, user_id: UserId | None) -> AbstractContextManager[ServingVersion | None]:
+        """The version that answers this user, kept loaded for the block; None where nothing serves the domain."""

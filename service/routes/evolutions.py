@@ -1,0 +1,63 @@
+"""Evolutions: start, watch, cancel."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from service.auth import Scope
+from service.deps import DomainQuery, Services, ServicesDep, requires
+from service.problems import responses
+from service.schemas import EvolutionsAnswer, EvolveAnswer, EvolveRequest
+from shared.errors import Conflict, Unavailable
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.types import DomainId
+
+router = APIRouter(prefix="/admin", tags=["evolutions"], dependencies=[Depends(requires(Scope.admin))])
+
+
+@router.post("/evolve", status_code=202, responses=responses(400, 401, 403, 404, 409, 422, 503))
+async def evolve(body: EvolveRequest, services: ServicesDep) -> EvolveAnswer:
+    """Asks a worker to learn from what arrived since the champion. One evolution per domain at a time."""
+    domain = await services.known_domain(body.domain)
+    await _refuse_where_it_cannot_start(services, domain, force=body.force)
+    evolution = await services.evolutions.create(domain, body.force, body.dry_run)
+    try:
+        await services.queue.enqueue(evolution.id, domain)
+    except Unavailable as error:
+        failed = {"status": EvolutionStatus.failed, "finished_at": time.time(), "error": str(error)}
+        await services.evolutions.update(evolution.model_copy(update=failed))
+        raise
+    return EvolveAnswer(evolution_id=evolution.id)
+
+
+async def _refuse_where_it_cannot_start(services: Services, domain: DomainId, *, force: bool) -> None:
+    route = await services.registry.route(domain)
+    if route.challenger is not None:
+        raise Conflict(f"challenger {route.challenger} is on trial; promote it or end its route first")
+    if route.paused and not force:
+        raise Conflict(f"evolutions of domain {domain!r} are paused; `force` overrides")
+
+
+@router.get("/evolutions", responses=responses(401, 403, 404, 422, 503))
+async def list_evolutions(
+    services: ServicesDep, domain: DomainQuery = None, limit: Annotated[int, Query(ge=1, le=1000)] = 50
+) -> EvolutionsAnswer:
+    """Runs, newest first; of all domains where none is named."""
+    name = None if domain is None else await services.known_domain(domain)
+    return EvolutionsAnswer(evolutions=await services.evolutions.list(name, limit))
+
+
+@router.get("/evolutions/{evolution_id}", responses=responses(401, 403, 404, 422, 503))
+async def get_evolution(evolution_id: str, services: ServicesDep) -> Evolution:
+    """Stage, progress, what was located and forgotten, metrics before and after, why (not) published."""
+    return await services.evolutions.get(evolution_id)
+
+
+@router.delete("/evolutions/{evolution_id}", status_code=202, responses=responses(401, 403, 404, 409, 422, 503))
+async def cancel_evolution(evolution_id: str, services: ServicesDep) -> Evolution:
+    """Asks a run to stop; it publishes nothing. 409 where it has ended."""
+    await services.evolutions.request_cancel(evolution_id)
+    return await services.evolutions.get(evolution_id)

@@ -1,0 +1,89 @@
+"""What is known of a user, and its erasure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path
+
+from service.auth import Scope
+from service.deps import DomainQuery, ServicesDep, requires
+from service.problems import responses
+from service.schemas import ErasureAnswer, HistoryAnswer, HistoryEntry, Identifier
+from shared.errors import NotFound
+from shared.manifest import Manifest
+from shared.panel import in_panel
+from shared.redis_keys import partition_of
+from shared.stream import order_of
+from shared.types import AdapterName, DomainId, Interaction, UserId
+
+router = APIRouter(tags=["users"])
+
+UserPath = Annotated[Identifier, Path(examples=["u-42"])]
+
+
+@router.get(
+    "/users/{user_id:path}/history",
+    dependencies=[Depends(requires(Scope.ingest, Scope.admin))],
+    responses=responses(401, 403, 404, 422, 503),
+)
+async def get_history(user_id: UserPath, services: ServicesDep, domain: DomainQuery = None) -> HistoryAnswer:
+    """The user's interactions, oldest first, and which of them the serving adapter has forgotten."""
+    name = await services.known_domain(domain)
+    events = await services.histories.get(name, UserId(user_id))
+    if not events:
+        raise _unknown(name, user_id)
+    catalog = await services.adapters.catalog(name)
+    champion = services.adapters.champion(name)
+    kept = events if champion is None else champion.forgotten.filter(UserId(user_id), events)
+    kept_ids = {event.event_id for event in kept}
+    entries = [
+        HistoryEntry(
+            event_id=event.event_id,
+            item_id=event.item_id,
+            title=item.title if (item := catalog.items.get(event.item_id)) else None,
+            event_type=event.event_type,
+            value=event.value,
+            timestamp=event.timestamp,
+            recommendation_id=event.recommendation_id,
+            forgotten=event.event_id not in kept_ids,
+        )
+        for event in events
+    ]
+    return HistoryAnswer(user_id=user_id, domain=name, interactions=entries)
+
+
+@router.delete(
+    "/users/{user_id:path}",
+    dependencies=[Depends(requires(Scope.admin))],
+    responses=responses(401, 403, 404, 422, 503),
+)
+async def erase_user(user_id: UserPath, services: ServicesDep, domain: DomainQuery = None) -> ErasureAnswer:
+    """Erases the user's history and log entries, and names the adapter versions that learned from them."""
+    name = await services.known_domain(domain)
+    events = await services.histories.get(name, UserId(user_id))
+    versions = await services.registry.versions(name)
+    erased = await services.histories.erase(name, UserId(user_id))
+    if not erased and not events:
+        raise _unknown(name, user_id)
+    learned: list[AdapterName] = []
+    if not in_panel(UserId(user_id), services.settings.panel_share):
+        partition = partition_of(UserId(user_id), services.settings.partitions)
+        learned = learned_by(versions, partition, events)
+    return ErasureAnswer(user_id=user_id, domain=name, erased=erased, learned_by=list(learned))
+
+
+def learned_by(oldest_first: Sequence[Manifest], partition: int, events: Sequence[Interaction]) -> list[AdapterName]:
+    """Versions whose stream range contains any of the events, and their descendants: weights are inherited."""
+    tainted: list[AdapterName] = []
+    for manifest in oldest_first:
+        after, until = manifest.stream_ranges.get(partition, ("0-0", "0-0"))
+        inside = any(order_of(after) < order_of(event.stream_id) <= order_of(until) for event in events)
+        if inside or manifest.parent in tainted:
+            tainted.append(manifest.name)
+    return tainted
+
+
+def _unknown(domain: DomainId, user_id: str) -> NotFound:
+    return NotFound(f"nothing is known of user {user_id!r} in domain {domain!r}")
