@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.config import Settings
 from shared.embedded_redis import socket_url
+
+SOCKET_TIMEOUT_S = 30.0
 
 
 def connect(settings: Settings) -> Redis:
@@ -17,13 +22,39 @@ def connect(settings: Settings) -> Redis:
 
     Commands are retried on connection errors: every write of this project may run twice.
     """
-    return Redis.from_url(
+    pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
         decode_responses=True,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=3),
-        socket_timeout=30,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=5,
         health_check_interval=30,
     )
+    chosen = pool.connection_class
+    pool.connection_class = type(f"Cancellable{chosen.__name__}", (_CancellableSend, chosen), {})
+    return Redis.from_pool(pool)
+
+
+class _CancellableSend(AbstractConnection):
+    """Sends without `asyncio.wait_for`, which before Python 3.12 can lose a task's cancellation (gh-86296).
+
+    redis-py takes it wherever there is a socket timeout. A lost cancellation leaves a background task running that
+    somebody waits for, for ever.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        timeout, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(timeout):
+                await super().send_packed_command(command, check_health=False)
+        except TimeoutError as error:
+            raise RedisTimeoutError("Timeout writing to socket") from error
+        finally:
+            self.socket_timeout = timeout
 
 
 def text(value: bytes | str) -> str:
