@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Protocol
 
 from shared.config import Settings
-from shared.manifest import Gate, Manifest
+from shared.manifest import Gate, Manifest, Metrics
 from shared.ranking import BlendWeights
 from shared.types import DomainId, Interaction, Item, UserId
-
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""{"before" | "after": {"U_A" | "U_I" | "U": {"n": 40.0, "hr@1": 0.2, ...}}}"""
 
 Progress = Callable[[str, float], None]
 """`progress(stage, share)`: the stage that runs (locate, forget, update, evaluate) and its done share, 0..1."""
@@ -26,7 +23,7 @@ ShouldStop = Callable[[], bool]
 """Asked between steps; once it answers True the pipeline raises `Cancelled`."""
 
 
-class Cancelled(Exception):  # noqa: N818  (an outcome somebody asked for, not an error)
+class Cancelled(Exception):
     """The evolution was cancelled; nothing of it may be published."""
 
 
@@ -64,8 +61,8 @@ class ParentVersion:
 class PipelineResult:
     """What Locate, Forget, Update and Evaluate found; the manifest's fields bear the same names.
 
-    `layer_votes` and `layer_similarity` have one entry per decoder layer; `located_layers` are their indices, ascending.
-    `train_examples` are those that Update trained on: with none of them there is nothing to publish.
+    `layer_votes` and `layer_similarity` have one entry per decoder layer; `located_layers` are their indices,
+    ascending. `train_examples` are those that Update trained on: with none of them there is nothing to publish.
     """
 
     located_layers: tuple[int, ...]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 from shared.types import UserId
 
-_HASH_BITS = 64
+_HASH_BYTES: Final = 8
+_HASH_RANGE: Final = 256.0**_HASH_BYTES
 
 
 def in_panel(user_id: UserId, share: float) -> bool:
@@ -15,5 +17,5 @@ def in_panel(user_id: UserId, share: float) -> bool:
     A function of the id alone, so that a user stays in or out for every version of every domain, and a larger
     share always contains a smaller one. The hash is salted: the partitions hash the same ids for another purpose.
     """
-    digest = hashlib.blake2b(user_id.encode(), digest_size=_HASH_BITS // 8, person=b"evorec-panel").digest()
-    return int.from_bytes(digest, "big") < share * 2**_HASH_BITS
+    digest = hashlib.blake2b(user_id.encode(), digest_size=_HASH_BYTES, person=b"evorec-panel").digest()
+    return int.from_bytes(digest, "big") < share * _HASH_RANGE

@@ -1,0 +1,58 @@
+"""The stores an evolution works with, opened together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from redis.asyncio import Redis
+
+from shared import redis_client
+from shared.artifacts import ArtifactStore
+from shared.catalog import CatalogStore
+from shared.config import Settings
+from shared.evolutions import EvolutionStore
+from shared.history import HistoryStore
+from shared.registry import Registry
+from shared.stream import InteractionLog
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Every store of the evolver, over one Redis client and one artifact store."""
+
+    settings: Settings
+    redis: Redis
+    log: InteractionLog
+    history: HistoryStore
+    catalog: CatalogStore
+    artifacts: ArtifactStore
+    registry: Registry
+    evolutions: EvolutionStore
+
+    @classmethod
+    def over(cls, redis: Redis, settings: Settings) -> Self:
+        """The stores over an existing client."""
+        artifacts = ArtifactStore(settings)
+        return cls(
+            settings=settings,
+            redis=redis,
+            log=InteractionLog(redis, settings),
+            history=HistoryStore(redis, settings),
+            catalog=CatalogStore(redis),
+            artifacts=artifacts,
+            registry=Registry(redis, artifacts),
+            evolutions=EvolutionStore(redis),
+        )
+
+
+@asynccontextmanager
+async def open_backend(settings: Settings) -> AsyncIterator[Backend]:
+    """Connect, give the stores, close. A client belongs to one event loop, so every `asyncio.run` opens its own."""
+    redis = redis_client.connect(settings)
+    try:
+        yield Backend.over(redis, settings)
+    finally:
+        await redis.aclose()

@@ -1,0 +1,293 @@
+"""One evolution, from the lease to the verdict: window, Locate, Forget, Update, Evaluate, publish.
+
+An attempt may die at any point. Nothing it did is visible before the registry's one atomic step, and the next attempt
+(same evolution id) starts over, or ends at once where that step, or all before it, has been done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from evolver import lease, publish, trigger, window
+from evolver.backend import Backend, open_backend
+from evolver.inputs import Cancelled, ParentVersion, Pipeline, PipelineResult, Progress
+from evolver.lease import Lease, LeaseHeld
+from evolver.monitor import Monitor, StopReason, ignore, never
+from evolver.window import Window
+from shared.config import Settings
+from shared.errors import EvorecError, LeaseLost, UnknownDomain
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.manifest import Manifest
+from shared.redis_keys import DomainKeys
+from shared.types import DomainId, EvolutionId
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS: Final = 3
+_IN_PROCESS: Final = "in-process"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a run is given besides its data; the tests put a fast pipeline here."""
+
+    pipeline: Pipeline | None = None
+    on_progress: Progress = ignore
+    interrupted: Callable[[], bool] = never
+
+
+async def evolve_once(
+    settings: Settings,
+    domain: DomainId,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress = ignore,
+    pipeline: Pipeline | None = None,
+) -> Evolution:
+    """Run one evolution in this process, without a worker; the finished record (look at `status` and `error`).
+
+    Raises `LeaseHeld` or `EvolutionRunning` while another run of the domain is on.
+    """
+    surroundings = Surroundings(pipeline=pipeline, on_progress=on_progress)
+    async with open_backend(settings) as backend, lease.hold(
+        backend.redis, domain, _IN_PROCESS, settings.lease_s
+    ) as held:  # fmt: skip
+        # The lease comes first: a worker's tick takes an evolution without one for abandoned.
+        evolution = await backend.evolutions.create(domain, force=force, dry_run=dry_run)
+        return await _attempt(backend, evolution, held, surroundings)
+
+
+async def evolve(
+    settings: Settings, evolution_id: EvolutionId, domain: DomainId, surroundings: Surroundings | None = None
+) -> Evolution:
+    """Run an evolution that was put into the queue, once: one that is finished or runs elsewhere is left alone."""
+    async with open_backend(settings) as backend:
+        await backend.redis.delete(DomainKeys(domain).enqueued(evolution_id))
+        evolution = await backend.evolutions.get(evolution_id)
+        if evolution.status.final:
+            log.info("evolution_already_finished", evolution=evolution_id, status=evolution.status)
+            return evolution
+        try:
+            async with lease.hold(backend.redis, domain, evolution_id, settings.lease_s) as held:
+                evolution = await backend.evolutions.get(evolution_id)
+                if evolution.status.final:
+                    return evolution
+                return await _attempt(backend, evolution, held, surroundings or Surroundings())
+        except LeaseHeld as error:
+            log.info("evolution_runs_elsewhere", evolution=evolution_id, domain=domain, reason=str(error))
+            return evolution
+
+
+async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings) -> Evolution:
+    """One attempt at the evolution, with every way it can end written to its record."""
+    monitor = Monitor(
+        backend, evolution, held, interrupted=surroundings.interrupted, on_progress=surroundings.on_progress
+    )
+    try:
+        async with monitor.watching():
+            return await _Run(backend, monitor, held, surroundings).execute()
+    except Cancelled:
+        return await _stopped(backend, monitor)
+    except asyncio.CancelledError:
+        # Ctrl-C in a command: the pipeline's thread must end, or the interpreter would wait for it.
+        monitor.stop(StopReason.cancelled)
+        await _finish(monitor, EvolutionStatus.cancelled, message="interrupted before its end; nothing was published")
+        raise
+    except LeaseLost as error:
+        log.warning("evolution_taken_over", evolution=evolution.id, error=str(error))
+        return await backend.evolutions.get(evolution.id)
+    except (RedisConnectionError, RedisTimeoutError):
+        raise  # no record can be written now; the lease expires and the tick starts the run again
+    except Exception as error:
+        log.exception("evolution_failed", evolution=evolution.id, domain=evolution.domain)
+        return await _finish(monitor, EvolutionStatus.failed, error=describe(error, monitor.evolution.stage))
+    finally:
+        shutil.rmtree(_work_folder(backend.settings, evolution.id), ignore_errors=True)
+
+
+async def _stopped(backend: Backend, monitor: Monitor) -> Evolution:
+    """The end of an attempt that was asked to stop, by the reason it was given."""
+    if monitor.stop_reason is StopReason.interrupted:
+        # The worker shuts down: the next one redoes the run, and this was no failed attempt.
+        await backend.redis.delete(DomainKeys(monitor.evolution.domain).attempts(monitor.evolution.id))
+        return await monitor.save(status=EvolutionStatus.queued, stage=None, progress=0.0)
+    if monitor.stop_reason is StopReason.too_long:
+        return await _finish(monitor, EvolutionStatus.failed, error="the evolution took too long and was stopped")
+    if monitor.stop_reason is StopReason.lease_lost:
+        return await backend.evolutions.get(monitor.evolution.id)
+    return await _finish(monitor, EvolutionStatus.cancelled, message="cancelled on request; nothing was published")
+
+
+async def _finish(monitor: Monitor, status: EvolutionStatus, **changes: object) -> Evolution:
+    log.info("evolution_finished", evolution=monitor.evolution.id, status=status, **changes)
+    return await monitor.save(status=status, finished_at=time.time(), **changes)
+
+
+def describe(error: Exception, stage: str | None) -> str:
+    """An error as people read it: our own errors speak for themselves, others name their type and the stage."""
+    if isinstance(error, EvorecError):
+        return str(error)
+    return f"{stage or 'start'}: {type(error).__name__}: {error}"
+
+
+def _work_folder(settings: Settings, evolution_id: EvolutionId) -> Path:
+    """Where the attempt writes its files. One name per evolution, so that a redo clears what a dead attempt left."""
+    return settings.state_dir / "work" / evolution_id
+
+
+class _Run:
+    """The steps of one attempt; each ends the run by returning its record, or hands on."""
+
+    def __init__(self, backend: Backend, monitor: Monitor, held: Lease, surroundings: Surroundings) -> None:
+        self._backend = backend
+        self._monitor = monitor
+        self._lease = held
+        self._surroundings = surroundings
+
+    @property
+    def _evolution(self) -> Evolution:
+        return self._monitor.evolution
+
+    async def execute(self) -> Evolution:
+        """The whole run."""
+        earlier = await publish.finish_earlier_attempt(self._backend, self._evolution, self._lease)
+        if earlier is not None:
+            return await self._published(earlier)
+        await self._count_attempt()
+        refusal = await self._refusal()
+        if refusal is not None:
+            return await _finish(self._monitor, EvolutionStatus.rejected, message=refusal)
+        await self._monitor.save(
+            status=EvolutionStatus.running, started_at=time.time(), stage="window", progress=0.0, error=None
+        )
+        started = time.monotonic()
+        parent = await self._parent()
+        read = await window.load_window(self._backend, self._evolution.domain, self._backend.settings.seed)
+        seconds = {"window": time.monotonic() - started}
+        if not read.n_interactions:
+            return await self._rejected(read, "nothing to learn: no new positive interactions since the last version")
+        self._monitor.check()
+        result, folder = await self._train(read, parent)
+        self._monitor.check()
+        return await self._conclude(read, parent, result, folder, {**seconds, **result.stage_seconds})
+
+    async def _count_attempt(self) -> None:
+        """Raise `EvorecError` for a run whose worker has died too often; a crash loop must not block the domain."""
+        key = DomainKeys(self._evolution.domain).attempts(self._evolution.id)
+        attempts = int(await self._backend.redis.incr(key))
+        await self._backend.redis.expire(key, 7 * 24 * 3600)
+        if attempts > MAX_ATTEMPTS:
+            raise EvorecError(
+                f"gave up after {MAX_ATTEMPTS} attempts: the worker died in each (out of memory?); "
+                f"the last stage was {self._evolution.stage or 'the start'}"
+            )
+
+    async def _refusal(self) -> str | None:
+        """Why this evolution must not start, if so. `force` skips the triggers, but nothing runs during a trial."""
+        domain = self._evolution.domain
+        if not await self._backend.catalog.exists(domain):
+            raise UnknownDomain(f"domain {domain!r} has no items; PUT /items creates it")
+        state = await trigger.observe(self._backend, domain, time.time())
+        return trigger.refusal(state, force=self._evolution.force)
+
+    async def _parent(self) -> ParentVersion | None:
+        domain = self._evolution.domain
+        champion = await self._backend.registry.champion(domain)
+        if champion is None:
+            return None
+        folder = await asyncio.to_thread(self._backend.artifacts.fetch, domain, champion)
+        return ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
+
+    async def _train(self, read: Window, parent: ParentVersion | None) -> tuple[PipelineResult, Path]:
+        folder = _work_folder(self._backend.settings, self._evolution.id)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        pipeline = self._surroundings.pipeline or _real_pipeline()
+        result = await asyncio.to_thread(
+            pipeline,
+            read.inputs,
+            parent,
+            folder,
+            self._backend.settings,
+            self._monitor.progress,
+            self._monitor.should_stop,
+        )
+        return result, folder
+
+    async def _conclude(
+        self,
+        read: Window,
+        parent: ParentVersion | None,
+        result: PipelineResult,
+        folder: Path,
+        stage_seconds: Mapping[str, float],
+    ) -> Evolution:
+        """Record what was found; then publish, or say why not."""
+        result = publish.storable(result)
+        await self._monitor.save(
+            located_layers=result.located_layers,
+            layer_votes=result.layer_votes,
+            forgotten_share=result.forgotten_share,
+            metrics=result.metrics,
+            gate=result.gate,
+        )
+        if not result.train_examples:
+            return await self._rejected(read, "nothing to learn: the window gave no training examples")
+        if self._evolution.dry_run:
+            await self._consider(read)
+            return await _finish(self._monitor, EvolutionStatus.dry, message="dry run: nothing was published")
+        self._monitor.progress("publish", 0.0)
+        name = await self._backend.registry.reserve_name(self._evolution.domain)
+        manifest = publish.build_manifest(
+            name, self._evolution, read, parent, result, self._backend.settings, stage_seconds=stage_seconds
+        )
+        return await self._publish(await publish.store(self._backend, manifest, folder))
+
+    async def _publish(self, stored: Manifest) -> Evolution:
+        """Move the alias; a version that may not be published does not stay behind."""
+        try:
+            self._monitor.check()
+            await publish.publish(self._backend, stored, self._lease)
+        except (Cancelled, EvorecError):
+            await publish.discard(self._backend, stored)
+            raise
+        return await self._published(stored)
+
+    async def _published(self, manifest: Manifest) -> Evolution:
+        message = f"published as {manifest.name}"
+        if not manifest.gate.passed:
+            message += f", though the gate (recorded, not enforced) failed: {'; '.join(manifest.gate.reasons)}"
+        return await _finish(
+            self._monitor,
+            EvolutionStatus.published,
+            adapter=manifest.name,
+            stage="publish",
+            progress=1.0,
+            message=message,
+        )
+
+    async def _rejected(self, read: Window, message: str) -> Evolution:
+        await self._consider(read)
+        return await _finish(self._monitor, EvolutionStatus.rejected, message=message)
+
+    async def _consider(self, read: Window) -> None:
+        """The window was looked at: triggers count from its end, so that it does not fire again at once."""
+        await self._backend.registry.set_considered(self._evolution.domain, read.until)
+
+
+def _real_pipeline() -> Pipeline:
+    """Imported when first needed: torch and transformers take seconds and hundreds of megabytes."""
+    from evolver.pipeline import run_pipeline
+
+    return run_pipeline

@@ -1,0 +1,158 @@
+"""From a pipeline's result to the version that serves: artifact first, the alias last."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib.metadata
+import math
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from evolver.backend import Backend
+from evolver.inputs import ParentVersion, PipelineResult
+from evolver.lease import Lease
+from evolver.window import Window
+from shared.base_model import base_model_hash
+from shared.config import Settings
+from shared.errors import EvorecError, InvalidArtifact
+from shared.evolutions import Evolution
+from shared.manifest import Manifest
+from shared.types import AdapterName
+
+log = structlog.get_logger(__name__)
+
+
+def code_version() -> str:
+    """The installed version of this package, "0" for a bare checkout."""
+    try:
+        return importlib.metadata.version("evorec")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+def build_manifest(
+    name: AdapterName,
+    evolution: Evolution,
+    window: Window,
+    parent: ParentVersion | None,
+    result: PipelineResult,
+    settings: Settings,
+    *,
+    stage_seconds: Mapping[str, float],
+) -> Manifest:
+    """Everything there is to know about a version, but its files' checksums: those are taken when it is stored."""
+    return Manifest(
+        name=name,
+        domain=evolution.domain,
+        parent=None if parent is None else parent.manifest.name,
+        base_model=settings.base_model,
+        base_model_hash=base_model_hash(settings.base_model),
+        created_at=datetime.now(UTC),
+        code_version=code_version(),
+        seed=window.inputs.seed,
+        evolution_id=evolution.id,
+        reason="bootstrap" if parent is None else "evolution",
+        stream_ranges=dict(window.ranges),
+        n_interactions=window.n_interactions,
+        n_active_users=window.n_active_users,
+        located_layers=result.located_layers,
+        n_layers=result.n_layers,
+        layer_votes=result.layer_votes,
+        layer_similarity=result.layer_similarity,
+        trainable_parameters=result.trainable_parameters,
+        lora_parameters=result.lora_parameters,
+        trained_share=result.trainable_parameters / result.lora_parameters if result.lora_parameters else 0.0,
+        forgotten_interactions=result.forgotten_interactions,
+        forgotten_share=result.forgotten_share,
+        lora_rank=result.lora_rank,
+        target_modules=result.target_modules,
+        blend=result.blend,
+        metrics=result.metrics,
+        gate=result.gate,
+        stage_seconds=dict(stage_seconds),
+        checksums={},
+    )
+
+
+def storable(result: PipelineResult) -> PipelineResult:
+    """The result with metrics that JSON can hold: one that is not finite (a mean over no users) is left out.
+
+    Raises `EvorecError` where the located layers rest on such numbers: then the training has diverged.
+    """
+    if not all(map(math.isfinite, (*result.layer_similarity, result.forgotten_share))):
+        raise EvorecError("layer similarities or the forgotten share are not finite: the model's numbers have diverged")
+    metrics = {
+        when: {who: {name: v for name, v in values.items() if math.isfinite(v)} for who, values in groups.items()}
+        for when, groups in result.metrics.items()
+    }
+    return dataclasses.replace(result, metrics=metrics)
+
+
+async def store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
+    """Commit the files of `files` as an immutable artifact; the manifest with its checksums."""
+    return await asyncio.to_thread(_store, backend, manifest, files)
+
+
+def _store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
+    with backend.artifacts.stage(manifest.domain, manifest.name) as staged:
+        shutil.copytree(files, staged.path, dirs_exist_ok=True)
+        return staged.commit(manifest)
+
+
+async def publish(backend: Backend, manifest: Manifest, lease: Lease) -> Manifest:
+    """Make a stored version the champion; raise `LeaseLost` or `AliasMoved` when the world has moved on."""
+    lease.check()
+    try:
+        await backend.registry.publish(manifest, expected=manifest.parent, fencing_token=lease.token)
+    except OSError as error:
+        # The move's copy for the artifact store could not be written; it waits in the registry's outbox.
+        if await backend.registry.champion(manifest.domain) != manifest.name:
+            raise
+        log.warning("alias_move_not_recorded", domain=manifest.domain, adapter=manifest.name, error=str(error))
+    log.info("version_published", domain=manifest.domain, adapter=manifest.name, evolution=manifest.evolution_id)
+    return manifest
+
+
+async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: Lease) -> Manifest | None:
+    """The version an earlier attempt of this evolution has published or stored; None when there is none.
+
+    An attempt that died between the artifact and the registry has left a complete version: it is published as it
+    is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes.
+    """
+    registered = await backend.registry.versions(evolution.domain)
+    for known in registered:
+        if known.evolution_id == evolution.id:
+            return known
+    stored = await asyncio.to_thread(_stored, backend, evolution, frozenset(known.name for known in registered))
+    if stored is None:
+        return None
+    if stored.parent == await backend.registry.champion(evolution.domain):
+        return await publish(backend, stored, lease)
+    await discard(backend, stored)
+    return None
+
+
+async def discard(backend: Backend, manifest: Manifest) -> None:
+    """Remove a stored version that was never published; one that the registry knows stays."""
+    if manifest.name in {known.name for known in await backend.registry.versions(manifest.domain)}:
+        return
+    await asyncio.to_thread(backend.artifacts.delete, manifest.domain, manifest.name)
+
+
+def _stored(backend: Backend, evolution: Evolution, registered: frozenset[AdapterName]) -> Manifest | None:
+    """The newest intact artifact of this evolution that the registry does not know."""
+    unknown = [name for name in backend.artifacts.names(evolution.domain) if name not in registered]
+    for name in reversed(unknown):
+        try:
+            manifest = backend.artifacts.manifest(evolution.domain, name)
+            if manifest.evolution_id == evolution.id:
+                backend.artifacts.fetch(evolution.domain, name)
+                return manifest
+        except InvalidArtifact as error:
+            log.warning("artifact_skipped", domain=evolution.domain, adapter=name, error=str(error))
+    return None

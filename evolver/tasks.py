@@ -1,0 +1,45 @@
+"""The Celery task: loads nothing itself, decides nothing itself, delegates."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import structlog
+from celery import Celery
+
+from evolver.evolve import Surroundings, evolve
+from evolver.trigger import Enqueue
+from shared.config import Settings
+from shared.errors import NotFound
+from shared.redis_keys import validate_domain
+from shared.types import DomainId, EvolutionId
+
+log = structlog.get_logger(__name__)
+
+EVOLVE_TASK: Final = "evolver.evolve"
+"""Arguments: evolution_id, domain. Whoever creates an evolution sends this; the tick does it for those who did not."""
+
+
+def register(app: Celery, settings: Settings, surroundings: Surroundings) -> None:
+    """Add the tasks to the app."""
+
+    @app.task(name=EVOLVE_TASK)  # type: ignore[untyped-decorator]  # celery is not annotated
+    def evolve_task(evolution_id: str, domain: str) -> None:
+        # Delivered twice, or again after a crash: `evolve` does nothing for a run that is finished or held elsewhere.
+        structlog.contextvars.bind_contextvars(evolution_id=evolution_id, domain=domain)
+        try:
+            asyncio.run(evolve(settings, EvolutionId(evolution_id), validate_domain(domain), surroundings))
+        except NotFound as error:
+            log.warning("evolution_unknown", error=str(error))
+        finally:
+            structlog.contextvars.clear_contextvars()
+
+
+def enqueuer(app: Celery) -> Enqueue:
+    """Puts evolutions into the queue of the app's broker."""
+
+    def enqueue(evolution_id: EvolutionId, domain: DomainId) -> None:
+        app.send_task(EVOLVE_TASK, args=[evolution_id, domain], retry=False)
+
+    return enqueue

@@ -1,0 +1,141 @@
+"""The window: what an evolution reads, from the champion's range end up to the moment it starts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from evolver.backend import Backend
+from evolver.inputs import EvolutionInputs
+from shared.config import Settings
+from shared.panel import in_panel
+from shared.redis_keys import partition_of
+from shared.stream import order_of
+from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId
+
+_PAGE: Final = 500
+
+StreamRanges = Mapping[int, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """An evolution's inputs and the stream range they come from (after: exclusive, until: inclusive)."""
+
+    inputs: EvolutionInputs
+    ranges: StreamRanges
+    n_interactions: int
+    n_active_users: int
+
+    @property
+    def until(self) -> StreamPositions:
+        """Where the window ends, per partition: the watermark of the version that learns from it."""
+        return {partition: until for partition, (_, until) in self.ranges.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Where the window lies in every partition's stream."""
+
+    after: StreamPositions
+    until: StreamPositions
+    partitions: int
+
+    def ranges(self) -> StreamRanges:
+        """(after, until) of every partition, as a manifest names them."""
+        return {partition: (self.after.get(partition, STREAM_START), until) for partition, until in self.until.items()}
+
+    def holds(self, event: Interaction) -> bool:
+        """Whether the event lies in the window."""
+        partition = partition_of(event.user_id, self.partitions)
+        return order_of(self.after.get(partition, STREAM_START)) < order_of(event.stream_id) and self.started(event)
+
+    def started(self, event: Interaction) -> bool:
+        """Whether the event was there when the evolution started; what came since belongs to the next window."""
+        partition = partition_of(event.user_id, self.partitions)
+        return order_of(event.stream_id) <= order_of(self.until.get(partition, STREAM_START))
+
+
+async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
+    """Read the domain's window and all that training needs beside it.
+
+    With a champion: the full histories of the window's users and a bounded, seeded sample of the others.
+    Without one (bootstrap): everything.
+    """
+    settings = backend.settings
+    champion = await backend.registry.champion(domain)
+    bounds = Bounds(
+        after=await backend.registry.watermark(domain),
+        until=await backend.log.tail(domain),
+        partitions=settings.partitions,
+    )
+    known = await backend.history.users(domain)
+    if champion is None:
+        users: Sequence[UserId] = sorted(known)
+    else:
+        active = await _window_users(backend, domain, bounds)
+        users = [*sorted(active), *sample_inactive(known, active, settings, seed)]
+    items = tuple(await backend.catalog.all(domain))
+    catalog = frozenset(item.item_id for item in items)
+    histories = await _histories(backend, domain, users, bounds, catalog)
+    inputs = EvolutionInputs(
+        domain=domain,
+        items=items,
+        histories=histories,
+        window_event_ids=frozenset(e.event_id for events in histories.values() for e in events if bounds.holds(e)),
+        panel=frozenset(user for user in histories if in_panel(user, settings.panel_share)),
+        seed=seed,
+    )
+    return Window(
+        inputs=inputs,
+        ranges=bounds.ranges(),
+        n_interactions=len(inputs.window_event_ids),
+        n_active_users=len(inputs.active_users()),
+    )
+
+
+def sample_inactive(
+    known: Iterable[UserId], active: frozenset[UserId], settings: Settings, seed: int
+) -> tuple[UserId, ...]:
+    """Inactive users to learn consistency from and to measure it on: the same ones for the same seed.
+
+    As many of the panel as evaluation may use, and as many others for training: the panel is a small share of all
+    users, so one joint draw would leave too few of them to say anything about U_I.
+    """
+    inactive = sorted((user for user in known if user not in active), key=lambda user: _rank(user, seed))
+    panel = (user for user in inactive if in_panel(user, settings.panel_share))
+    others = (user for user in inactive if not in_panel(user, settings.panel_share))
+    limit = settings.max_evaluated_users
+    return (*islice(panel, limit), *islice(others, limit))
+
+
+def _rank(user_id: UserId, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}:{user_id}".encode(), digest_size=8).digest()
+
+
+async def _window_users(backend: Backend, domain: DomainId, bounds: Bounds) -> frozenset[UserId]:
+    """Users with a positive event in the window."""
+    positive = backend.settings.positive_events
+    events = backend.log.read(domain, bounds.after, bounds.until)
+    return frozenset([event.user_id async for event in events if event.event_type in positive])
+
+
+async def _histories(
+    backend: Backend, domain: DomainId, users: Sequence[UserId], bounds: Bounds, catalog: frozenset[ItemId]
+) -> dict[UserId, tuple[Interaction, ...]]:
+    """What can be learned from: positive events on items the catalog still has, up to the window's end."""
+    positive = backend.settings.positive_events
+    histories: dict[UserId, tuple[Interaction, ...]] = {}
+    for page in _pages(users):
+        for user, events in (await backend.history.get_many(domain, page)).items():
+            kept = tuple(e for e in events if e.event_type in positive and e.item_id in catalog and bounds.started(e))
+            if kept:
+                histories[user] = kept
+    return histories
+
+
+def _pages(users: Sequence[UserId]) -> Iterator[Sequence[UserId]]:
+    return (users[start : start + _PAGE] for start in range(0, len(users), _PAGE))

@@ -1,0 +1,162 @@
+"""The worker process: a Celery worker that runs one evolution at a time, and the tick beside it.
+
+An evolution runs in a child process that ends with it, so torch's memory goes back to the system and a crash there
+takes nothing else along. The parent holds no torch; it receives tasks and signals, and its tick starts what is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import mmap
+import os
+import signal
+import threading
+from typing import Any, Final
+
+import structlog
+from celery import Celery, signals
+
+from evolver import tasks, trigger
+from evolver.backend import open_backend
+from evolver.evolve import Surroundings
+from evolver.inputs import Pipeline
+from evolver.monitor import MAX_RUN_S
+from evolver.trigger import Enqueue
+from shared.config import Settings
+from shared.embedded_redis import broker_url
+from shared.telemetry import configure_logging
+
+log = structlog.get_logger(__name__)
+
+# A run ends itself after MAX_RUN_S; the pool kills one that does not. A message is delivered again only later still.
+HARD_TIME_LIMIT_S: Final = int(MAX_RUN_S) + 600
+VISIBILITY_TIMEOUT_S: Final = HARD_TIME_LIMIT_S + 3600
+DRAIN_S: Final = 15.0
+
+_PR_SET_PDEATHSIG: Final = 1
+_CHATTY: Final = ("celery.worker.strategy", "celery.app.trace")  # our own records say more of a run's begin and end
+
+
+class Flag:
+    """A yes or no that the parent sets and its children read: one byte of shared memory, no lock to die with."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 1)
+
+    def set(self) -> None:
+        self._memory[0] = 1
+
+    def is_set(self) -> bool:
+        return self._memory[0] == 1
+
+
+def create_app(settings: Settings, surroundings: Surroundings | None = None) -> Celery:
+    """The Celery app `evorec`: JSON only, late acknowledgement, one message at a time, no results."""
+    app = Celery("evorec", broker=broker_url(settings), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_time_limit=HARD_TIME_LIMIT_S,
+        broker_transport_options={"visibility_timeout": VISIBILITY_TIMEOUT_S},
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # A lost broker connection does not end a run: its lease tells whether the run is still the one that counts.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_prefetch_multiplier=1,
+        worker_max_tasks_per_child=1,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    tasks.register(app, settings, surroundings or Surroundings())
+    return app
+
+
+def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
+    """Work until SIGTERM or SIGINT; the process's exit status.
+
+    A signal ends a running evolution at its next step and puts it back into the queue; what takes longer than
+    `DRAIN_S` is killed, and redone from its start. `pipeline` replaces `evolver.pipeline.run_pipeline` in tests.
+    """
+    configure_logging(settings, "worker")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    stopping = Flag()
+    app = create_app(settings, Surroundings(pipeline=pipeline, interrupted=stopping.is_set))
+    ticker = Ticker(settings, tasks.enqueuer(app))
+
+    def begin(**_: object) -> None:
+        ticker.start()
+        log.info("worker_ready", pid=os.getpid())
+
+    def drain(**_: object) -> None:
+        stopping.set()
+        ticker.stop()
+        _kill_self_after(DRAIN_S)
+
+    # Signals keep weak references: these closures live as long as this frame, which is as long as the worker.
+    signals.worker_ready.connect(begin)
+    signals.worker_shutting_down.connect(drain)
+    signals.worker_process_init.connect(_die_with_parent)
+    worker: Any = app.Worker(
+        pool="prefork",
+        concurrency=1,
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return 0 if stopping.is_set() else int(worker.exitcode or 0)  # Celery calls Ctrl-C a failure
+
+
+def _die_with_parent(**_: object) -> None:
+    """A killed worker takes its child along: nobody would look after it, and two of them might not fit in memory."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only; elsewhere the lease alone keeps runs apart
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _kill_self_after(seconds: float) -> None:
+    def kill() -> None:
+        log.warning("worker_drain_timeout", seconds=seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+
+
+class Ticker:
+    """Runs `trigger.tick` every `settings.trigger_tick_s` in a thread of its own; survives whatever a tick raises."""
+
+    def __init__(self, settings: Settings, enqueue: Enqueue) -> None:
+        self._settings = settings
+        self._enqueue = enqueue
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="evolver-tick", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                asyncio.run(self._ticks())
+            except Exception:
+                log.exception("tick_failed")
+                self._stop.wait(self._settings.trigger_tick_s)
+
+    async def _ticks(self) -> None:
+        async with open_backend(self._settings) as backend:
+            while not self._stop.is_set():
+                await trigger.tick(backend, self._enqueue)
+                await asyncio.to_thread(self._stop.wait, self._settings.trigger_tick_s)

@@ -1,0 +1,126 @@
+"""How an evolution ends, and what it leaves: over real stores, with the fast pipeline."""
+
+from __future__ import annotations
+
+import itertools
+
+from evolver import lease
+from evolver.backend import Backend
+from evolver.evolve import evolve_once
+from shared.evolutions import EvolutionStatus
+from shared.types import AdapterName
+from tests.integration.evolver_support import DOMAIN, USERS, fill, nothing_published, run
+from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
+
+pytest_plugins = ("tests.integration.evolver_fixtures",)
+
+
+async def test_bootstrap_then_evolution(backend: Backend) -> None:
+    await fill(backend)
+    seen: list[str] = []
+    first = await evolve_once(
+        backend.settings, DOMAIN, pipeline=FakePipeline(), on_progress=lambda stage, _: seen.append(stage)
+    )
+    await fill(backend, USERS[:7], start=5_000.0)
+    second = await run(backend)
+
+    assert (first.status, first.adapter, first.error) == (EvolutionStatus.published, "shop-v000001", None)
+    assert (second.status, second.adapter, second.progress) == (EvolutionStatus.published, "shop-v000002", 1.0)
+    assert [stage for stage, _ in itertools.groupby(seen)] == ["evaluate", *STAGES, "publish"]
+    assert await backend.registry.champion(DOMAIN) == second.adapter
+    manifest = await backend.registry.manifest(DOMAIN, AdapterName("shop-v000002"))
+    assert (manifest.parent, manifest.reason, manifest.evolution_id) == ("shop-v000001", "evolution", second.id)
+    assert (manifest.n_interactions, manifest.n_active_users, manifest.trained_share) == (14, 7, 0.3)
+    assert (
+        manifest.stream_ranges[0][0]
+        == (await backend.registry.manifest(DOMAIN, AdapterName("shop-v000001"))).range_end[0]
+    )
+    assert set(manifest.checksums) == {
+        "adapter_config.json", "adapter_model.safetensors", "forgotten.json", "retriever.safetensors",
+    }  # fmt: skip
+    assert {"window", *STAGES} <= set(manifest.stage_seconds)
+    assert await backend.registry.considered(DOMAIN) == await backend.log.tail(DOMAIN)
+    assert not (backend.settings.state_dir / "work" / second.id).exists()
+
+
+async def test_a_failing_gate_is_recorded_and_said_but_does_not_stop_the_publication(backend: Backend) -> None:
+    await fill(backend)
+    evolution = await run(backend, FakePipeline(gate_reasons=("HR@1 of U_I fell",)))
+
+    assert evolution.status is EvolutionStatus.published
+    assert evolution.gate is not None
+    assert not evolution.gate.passed
+    assert "HR@1 of U_I fell" in (evolution.message or "")
+
+
+async def test_metrics_that_are_no_numbers_do_not_break_the_record(backend: Backend) -> None:
+    await fill(backend)
+    evolution = await run(backend)
+
+    assert evolution.metrics == {"after": {"U": {"n": 1.0, "hr@1": 0.5}}}
+    assert (await backend.evolutions.get(evolution.id)).metrics == evolution.metrics
+
+
+async def test_dry_run_publishes_nothing_and_is_considered(backend: Backend) -> None:
+    await fill(backend)
+    evolution = await run(backend, dry_run=True)
+
+    assert evolution.status is EvolutionStatus.dry
+    assert evolution.located_layers == (1, 4, 7)
+    assert await nothing_published(backend)
+    assert await backend.registry.considered(DOMAIN) == await backend.log.tail(DOMAIN)
+
+
+async def test_no_training_examples_reject(backend: Backend) -> None:
+    await fill(backend)
+    evolution = await run(backend, FakePipeline(train_examples=0))
+
+    assert evolution.status is EvolutionStatus.rejected
+    assert "no training examples" in (evolution.message or "")
+    assert await nothing_published(backend)
+
+
+async def test_an_empty_window_rejects_and_force_does_not_change_that(backend: Backend) -> None:
+    await fill(backend)
+    await run(backend)
+
+    assert "no new interactions" in ((await run(backend)).message or "")
+    forced = await run(backend, force=True)
+
+    assert forced.status is EvolutionStatus.rejected
+    assert "no new positive interactions" in (forced.message or "")
+
+
+async def test_nothing_starts_while_a_challenger_is_on_trial(backend: Backend) -> None:
+    await fill(backend)
+    await run(backend)
+    await fill(backend, start=3_000.0)
+    second = await run(backend)
+    await backend.registry.rollback(DOMAIN)
+    await backend.registry.set_route(DOMAIN, second.adapter, share=0.1, paused=False)
+    await fill(backend, start=5_000.0)
+
+    evolution = await run(backend, force=True)
+
+    assert evolution.status is EvolutionStatus.rejected
+    assert "on trial" in (evolution.message or "")
+
+
+async def test_an_unknown_domain_fails_with_a_readable_error(backend: Backend) -> None:
+    evolution = await run(backend)
+
+    assert evolution.status is EvolutionStatus.failed
+    assert evolution.error == "domain 'shop' has no items; PUT /items creates it"
+
+
+async def test_a_failure_in_the_pipeline_is_recorded_and_leaves_nothing(backend: Backend) -> None:
+    def out_of_memory() -> None:
+        raise MemoryError("cannot allocate 12 GiB")
+
+    await fill(backend)
+    evolution = await run(backend, Meddling(out_of_memory))
+
+    assert evolution.status is EvolutionStatus.failed
+    assert evolution.error == "window: MemoryError: cannot allocate 12 GiB"
+    assert await nothing_published(backend)
+    assert not await lease.is_held(backend.redis, DOMAIN)

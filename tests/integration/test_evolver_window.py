@@ -1,0 +1,93 @@
+"""The window over real stores: what an evolution gets to read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from evolver.backend import Backend
+from evolver.evolve import evolve_once
+from evolver.window import load_window
+from shared.panel import in_panel
+from shared.stream import InteractionLog
+from shared.types import DomainId, Interaction, StreamPositions
+from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill
+from tests.integration.fake_pipeline import FakePipeline
+
+pytest_plugins = ("tests.integration.evolver_fixtures",)
+
+
+async def bootstrap(backend: Backend) -> None:
+    evolution = await evolve_once(backend.settings, DOMAIN, pipeline=FakePipeline())
+    assert evolution.adapter, evolution
+
+
+async def test_bootstrap_reads_everything(backend: Backend) -> None:
+    accepted = await fill(backend)
+
+    window = await load_window(backend, DOMAIN, seed=7)
+
+    assert set(window.inputs.histories) == set(USERS)
+    assert window.n_interactions == len(window.inputs.window_event_ids) == accepted
+    assert window.n_active_users == len(USERS)
+    assert window.ranges == {0: ("0-0", (await backend.log.tail(DOMAIN))[0])}
+    assert window.inputs.items == tuple(sorted(ITEMS, key=lambda item: item.item_id))
+    assert window.inputs.panel == {user for user in USERS if in_panel(user, backend.settings.panel_share)}
+    assert window.inputs.seed == 7
+
+
+async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the_others(backend: Backend) -> None:
+    await fill(backend)
+    await bootstrap(backend)
+    champion_end = await backend.registry.watermark(DOMAIN)
+    active = USERS[:5]
+    accepted = await fill(backend, active, start=2_000.0)
+
+    window = await load_window(backend, DOMAIN, seed=0)
+
+    assert window.n_interactions == accepted
+    assert set(window.inputs.active_users()) == set(active)
+    assert {len(window.inputs.histories[user]) for user in active} == {4}
+    assert set(window.inputs.histories) > set(active)
+    assert window.ranges[0][0] == champion_end[0]
+    assert window.until == await backend.log.tail(DOMAIN)
+    for events in window.inputs.histories.values():
+        assert [event.timestamp for event in events] == sorted(event.timestamp for event in events)
+
+
+async def test_events_that_teach_nothing_are_left_out(backend: Backend) -> None:
+    """Views are not learned from; an item that left the catalog has no title to learn with."""
+    await fill(backend, USERS[:3])
+    await fill(backend, USERS[3:6], event_type="view")
+    await backend.catalog.delete(DOMAIN, ITEMS[0].item_id)
+
+    window = await load_window(backend, DOMAIN, seed=0)
+
+    assert set(window.inputs.histories) == set(USERS[:3])
+    events = [event for history in window.inputs.histories.values() for event in history]
+    assert {event.event_type for event in events} == {"purchase"}
+    assert ITEMS[0].item_id not in {event.item_id for event in events}
+
+
+LATE = Interaction("late", USERS[0], ITEMS[5].item_id, 500.0)
+
+
+class LateLog(InteractionLog):
+    """One more event arrives just after the end of the stream was read."""
+
+    async def tail(self, domain: DomainId) -> StreamPositions:
+        end = await super().tail(domain)
+        await self.append(domain, [LATE])
+        return end
+
+
+async def test_what_arrives_after_the_start_belongs_to_the_next_window(backend: Backend) -> None:
+    await fill(backend, USERS[:3])
+    end = await backend.log.tail(DOMAIN)
+    late = dataclasses.replace(backend, log=LateLog(backend.redis, backend.settings))
+
+    window = await load_window(late, DOMAIN, seed=0)
+
+    assert window.until == end
+    assert LATE.event_id not in window.inputs.window_event_ids
+    assert LATE.event_id not in {event.event_id for event in window.inputs.histories[USERS[0]]}
+    assert await backend.log.count(DOMAIN, after=window.until) == 1

@@ -1,0 +1,51 @@
+"""The window's bounds and the sample of inactive users: arithmetic alone."""
+
+from __future__ import annotations
+
+from evolver.window import Bounds, sample_inactive
+from shared.config import Settings
+from shared.panel import in_panel
+from shared.types import Interaction, ItemId, UserId
+
+SETTINGS = Settings(panel_share=0.1, max_evaluated_users=20, _env_file=None)
+USERS = [UserId(f"user-{n}") for n in range(1000)]
+
+
+def event(stream_id: str) -> Interaction:
+    return Interaction("e", UserId("u"), ItemId("i"), 0.0, stream_id=stream_id)
+
+
+def test_window_is_open_at_its_start_and_closed_at_its_end() -> None:
+    bounds = Bounds(after={0: "9-5"}, until={0: "10-2"}, partitions=1)
+
+    assert [bounds.holds(event(at)) for at in ("9-5", "9-6", "10-2", "10-3")] == [False, True, True, False]
+    assert [bounds.started(event(at)) for at in ("1-0", "10-2", "10-3")] == [True, True, False]
+    assert bounds.ranges() == {0: ("9-5", "10-2")}
+
+
+def test_window_without_a_champion_begins_with_the_stream() -> None:
+    bounds = Bounds(after={}, until={0: "10-2"}, partitions=1)
+
+    assert bounds.holds(event("1-0"))
+    assert bounds.ranges() == {0: ("0-0", "10-2")}
+
+
+def test_sample_has_as_many_of_the_panel_as_of_the_others() -> None:
+    sample = sample_inactive(USERS, frozenset(), SETTINGS, seed=1)
+
+    assert sum(in_panel(user, 0.1) for user in sample) == 20
+    assert len(sample) == len(set(sample)) == 40
+
+
+def test_sample_is_seeded_and_does_not_depend_on_the_order_of_users() -> None:
+    first = sample_inactive(USERS, frozenset(), SETTINGS, seed=1)
+
+    assert sample_inactive(reversed(USERS), frozenset(), SETTINGS, seed=1) == first
+    assert sample_inactive(USERS, frozenset(), SETTINGS, seed=2) != first
+
+
+def test_sample_holds_no_active_user() -> None:
+    active = frozenset(USERS[::2])
+
+    assert active.isdisjoint(sample_inactive(USERS, active, SETTINGS, seed=1))
+    assert sample_inactive(USERS, frozenset(USERS), SETTINGS, seed=1) == ()
