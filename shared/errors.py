@@ -1,0 +1,61 @@
+"""Errors that people see. Each carries the HTTP status and title of its RFC 9457 problem document."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EvorecError(Exception):
+    """What is wrong, where, and what to do, in `str(error)`."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+    retry_after_s: int | None = None
+
+
+class InvalidInput(EvorecError):
+    status = 422
+    title = "Invalid input"
+
+
+class NotFound(EvorecError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(EvorecError):
+    status = 409
+    title = "Conflict"
+
+
+class Unavailable(EvorecError):
+    status = 503
+    title = "Temporarily unavailable"
+    retry_after_s = 5
+
+
+class UnknownDomain(NotFound):
+    title = "Unknown domain"
+
+
+class EvolutionRunning(Conflict):
+    title = "An evolution is already running"
+
+
+class AliasMoved(Conflict):
+    """The alias no longer points where the caller believed (compare-and-set failed)."""
+
+    title = "The alias moved meanwhile"
+
+
+class LeaseLost(Conflict):
+    """Another holder has a newer fencing token; nothing may be published with the old one."""
+
+    title = "The evolution's lease was lost"
+
+
+class InvalidArtifact(EvorecError):
+    """An adapter version whose files fail their checksums, shapes or manifest."""
+
+    status = 422
+    title = "Invalid adapter artifact"
