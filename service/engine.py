@@ -204,7 +204,10 @@ class VllmEngine:
             task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=1.0)
-        await asyncio.to_thread(self._llm.shutdown)
+        llm, self._llm = self._llm, None
+        await asyncio.to_thread(llm.shutdown)
+        # Its finalizer would shut down once more when half of vllm is gone: a traceback for nothing.
+        llm.shutdown = lambda: None
 
 
 def _lora_request(lora: LoraHandle) -> Any:

@@ -26,8 +26,8 @@ MAX_CANDIDATES = 100
 MAX_BATCH = 1000
 MAX_ID = 256
 MAX_TITLE = 4096
-# Later than any clock this side of the year 9000; a guard against overflow, the skew limit is the real one.
-MAX_UNIX_S = 2.2e11
+# A guard against overflow alone; how far in the future an event may lie is a setting.
+MAX_UNIX_S = 1e15
 
 
 def _identifier(value: str) -> str:

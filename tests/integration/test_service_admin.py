@@ -1,0 +1,132 @@
+"""Keys and scopes, evolutions, users."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from pydantic import SecretStr
+from redis.asyncio import Redis
+
+from shared.config import Settings
+from shared.errors import Unavailable
+from shared.panel import in_panel
+from shared.types import UserId
+from tests.service_support import SHOP, Running, serving
+
+pytest_plugins = ["tests.service_fixtures"]
+
+KEYS = ("reader:recommend", "writer:ingest", "boss:admin")
+# Who may: method, path, body -> keys
+RIGHTS = [
+    ("POST", "/recommend", {"user_id": "u"}, {"reader", "boss"}),
+    ("POST", "/interactions", {"interactions": [{}]}, {"writer", "boss"}),
+    ("PUT", "/items", {"items": [{"item_id": "i1", "title": "x"}]}, {"writer", "boss"}),
+    ("PUT", "/items", {"domain": "fresh", "items": [{"item_id": "i1", "title": "x"}]}, {"boss"}),
+    ("GET", "/items/i1", None, {"reader", "writer", "boss"}),
+    ("GET", "/users/u/history", None, {"writer", "boss"}),
+    ("DELETE", "/users/u", None, {"boss"}),
+    ("POST", "/admin/evolve", {}, {"boss"}),
+    ("GET", "/admin/evolutions", None, {"boss"}),
+    ("GET", "/admin/adapters", None, {"boss"}),
+    ("POST", "/admin/rollback", {}, {"boss"}),
+    ("PUT", "/admin/routes", {"paused": False}, {"boss"}),
+    ("GET", "/health/live", None, {"", "nobody", "reader", "writer", "boss"}),
+    ("GET", "/metrics", None, {"", "nobody", "reader", "writer", "boss"}),
+]
+
+
+@pytest.fixture
+async def guarded(service_settings: Settings, redis: Redis, shop: str) -> AsyncIterator[Running]:
+    settings = service_settings.model_copy(update={"api_keys": tuple(map(SecretStr, KEYS))})
+    async with serving(settings, redis) as service:
+        await service.ready()
+        yield service
+
+
+async def test_every_call_needs_its_scope(guarded: Running) -> None:
+    for method, path, body, allowed in RIGHTS:
+        for key in ("", "nobody", "reader", "writer", "boss"):
+            headers = {"X-API-Key": key} if key else {}
+            answer = await guarded.http.request(method, path, json=body, headers=headers)
+            if key in allowed:
+                assert answer.status_code not in (401, 403), (method, path, key, answer.text)
+            else:
+                expected = 403 if key in ("reader", "writer") else 401
+                assert answer.status_code == expected, (method, path, key, answer.text)
+                assert answer.headers["content-type"] == "application/problem+json"
+    assert "X-API-Key" in (await guarded.http.get("/admin/adapters")).headers["WWW-Authenticate"]
+
+
+async def test_without_keys_a_proxied_caller_is_turned_away(running: Running) -> None:
+    answer = await running.http.get("/admin/adapters", headers={"X-Forwarded-For": "203.0.113.9"})
+    assert answer.status_code == 401
+
+
+async def test_an_evolution_is_queued_once_watched_and_cancelled(running: Running) -> None:
+    first = await running.http.post("/admin/evolve", json={"force": True, "dry_run": True})
+    assert first.status_code == 202
+    evolution_id = first.json()["evolution_id"]
+    assert running.queue.enqueued == [(evolution_id, SHOP)]
+    again = await running.http.post("/admin/evolve", json={})
+    assert (again.status_code, again.json()["title"]) == (409, "An evolution is already running")
+    record = (await running.http.get(f"/admin/evolutions/{evolution_id}")).json()
+    assert (record["status"], record["force"], record["dry_run"]) == ("queued", True, True)
+    listed = (await running.http.get("/admin/evolutions")).json()["evolutions"]
+    assert [each["id"] for each in listed] == [evolution_id]
+    cancelled = await running.http.delete(f"/admin/evolutions/{evolution_id}")
+    assert cancelled.status_code == 202
+
+
+async def test_a_broker_that_is_away_leaves_no_evolution_behind(running: Running) -> None:
+    running.queue.error = Unavailable("the broker is away")
+    assert (await running.http.post("/admin/evolve", json={})).status_code == 503
+    running.queue.error = None
+    assert (await running.http.post("/admin/evolve", json={})).status_code == 202
+    statuses = [each["status"] for each in (await running.http.get("/admin/evolutions")).json()["evolutions"]]
+    assert statuses == ["queued", "failed"]
+    failed = (await running.http.get("/admin/evolutions")).json()["evolutions"][1]["id"]
+    assert (await running.http.delete(f"/admin/evolutions/{failed}")).status_code == 409
+
+
+async def test_paused_evolutions_start_by_force_alone(running: Running) -> None:
+    paused = await running.http.put("/admin/routes", json={"paused": True})
+    assert paused.json() == {"domain": SHOP, "challenger": None, "share": 0.0, "paused": True}
+    refused = await running.http.post("/admin/evolve", json={})
+    assert (refused.status_code, "paused" in refused.json()["detail"]) == (409, True)
+    assert (await running.http.post("/admin/evolve", json={"force": True})).status_code == 202
+
+
+async def test_erasure_names_the_versions_that_learned(running: Running) -> None:
+    share = running.settings.panel_share
+    trained = next(f"u{n}" for n in range(100) if not in_panel(UserId(f"u{n}"), share))
+    held_out = next(f"u{n}" for n in range(1000) if in_panel(UserId(f"u{n}"), share))
+    events = [{"user_id": user, "item_id": "i1", "timestamp": 1.7e9} for user in (trained, held_out)]
+    await running.http.post("/interactions", json={"interactions": events})
+    after = {0: ("9999999999999-0", "9999999999999-1")}
+    first = await running.publisher.publish(stream_ranges={0: ("0-0", "9999999999999-0")})
+    second = await running.publisher.publish(stream_ranges=after)
+    await running.publisher.publish("toys", stream_ranges=after)  # type: ignore[arg-type]
+    gone = (await running.http.delete(f"/users/{trained}")).json()
+    assert gone == {"user_id": trained, "domain": SHOP, "erased": 1, "learned_by": [first, second]}
+    assert (await running.http.get(f"/users/{trained}/history")).status_code == 404
+    assert (await running.http.delete(f"/users/{held_out}")).json()["learned_by"] == []
+
+
+async def test_ids_may_contain_slashes(running: Running) -> None:
+    item = {"item_id": "a/b", "title": "red cream"}
+    await running.http.put("/items", json={"items": [item]})
+    assert (await running.http.get("/items/a%2Fb")).json()["item_id"] == "a/b"
+    event = {"user_id": "u/1", "item_id": "a/b", "timestamp": 1.7e9}
+    await running.http.post("/interactions", json={"interactions": [event]})
+    assert len((await running.http.get("/users/u%2F1/history")).json()["interactions"]) == 1
+
+
+async def test_metrics_count_by_route_not_by_path(running: Running) -> None:
+    await asyncio.gather(*(running.http.get(f"/items/secret-{n}") for n in range(3)))
+    await running.http.get("/wp-admin")
+    text = (await running.http.get("/metrics")).text
+    assert 'evorec_http_requests_total{method="GET",route="/items/{item_id:path}",status="404"} 3.0' in text
+    assert 'route="unmatched",status="404"} 1.0' in text
+    assert "secret" not in text
