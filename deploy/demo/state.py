@@ -56,7 +56,7 @@ def fresh_state(seed: int) -> Iterator[DemoState]:
             "state_dir": folder,
             "base_model": _absolute(user.base_model),
             "host": "127.0.0.1",
-            "port": _free_port(),
+            "port": free_port(),
             "default_domain": DOMAIN,
             "evolve_min_interactions": _NEVER,
             "evolve_max_age_s": _NEVER,
@@ -76,7 +76,7 @@ def _absolute(base_model: str) -> str:
     return str(Path(base_model).absolute()) if Path(base_model).exists() else base_model
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,0 +1,89 @@
+"""The command line: its commands and options, its tables, and the words it has for the final state."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from deploy.cli.following import EvolutionFailed, require_finished
+from deploy.cli.main import app
+from deploy.cli.tables import adapters_table, evolution_table, metric_line
+from deploy.client import DomainVersions
+from deploy.demo.report import taste
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.manifest import Gate
+from shared.types import DomainId, EvolutionId, Interaction, Item, ItemId, UserId
+from tests import factories
+
+METRICS = {
+    "before": {"U_A": {"n": 40.0, "hr@1": 0.2, "hr@3": 0.4, "ndcg@3": 0.3}},
+    "after": {"U_A": {"n": 40.0, "hr@1": 0.25, "hr@3": 0.5, "ndcg@3": 0.4}, "U_I": {"n": 9.0, "hr@1": 0.1}},
+}
+EVOLUTION = Evolution(
+    id=EvolutionId("shop-e000002"),
+    domain=DomainId("shop"),
+    status=EvolutionStatus.rejected,
+    requested_at=0.0,
+    located_layers=(7, 8, 9),
+    layer_votes=(0, 0, 0, 0, 0, 0, 0, 5, 9, 7),
+    forgotten_share=0.125,
+    metrics=METRICS,
+    gate=Gate(passed=False, reasons=("U_I lost 3 points",)),
+)
+
+
+def rendered(renderable: object) -> str:
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ingest"], ["bootstrap", "--items", "i"], ["evolve", "--since", "x"], ["nothing"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_an_evolution_as_a_table() -> None:
+    text = rendered(evolution_table(EVOLUTION))
+    assert "7 8 9" in text
+    assert "12.5% of older interactions" in text
+    assert "not passed: U_I lost 3 points" in text
+    assert "n=40: HR@1 0.200 -> 0.250, HR@3 0.400 -> 0.500" in text
+    assert "n=9: HR@1 0.100" in text
+
+
+def test_a_group_that_was_not_measured_has_no_line() -> None:
+    assert metric_line(METRICS, "U") is None
+    assert metric_line({}, "U_A") is None
+
+
+def test_versions_as_a_table() -> None:
+    manifest = factories.manifest(1)
+    entry = DomainVersions(
+        domain=manifest.domain, aliases={"champion": manifest.name}, paused=False, versions=(manifest,)
+    )
+    text = rendered(adapters_table([entry]))
+    assert "beauty-v000001" in text
+    assert "2 5 6" in text
+    assert "0.300" in text
+    assert "champion" in text
+
+
+@pytest.mark.parametrize("status", [EvolutionStatus.failed, EvolutionStatus.cancelled])
+def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
+    with pytest.raises(EvolutionFailed, match=rf"shop-e000002 {status}: disk full"):
+        require_finished(EVOLUTION.model_copy(update={"status": status, "error": "disk full"}))
+    assert require_finished(EVOLUTION) is EVOLUTION
+
+
+def test_a_taste_is_what_was_bought_most() -> None:
+    items = {ItemId(i): Item(ItemId(i), i, category) for i, category in (("a", "Kitchen > Tea"), ("b", "Pens"))}
+    events = [
+        Interaction("", UserId(user), ItemId(i), 0.0) for user, i in (("u", "a"), ("u", "b"), ("u", "a"), ("v", "b"))
+    ]
+    assert taste(events, items, UserId("u")) == "Tea (2), Pens (1)"
+    assert taste(events, items, UserId("nobody")) == "nothing"
