@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from shared.errors import EvorecError
 
 _LINE_LIMIT = 1 << 20  # bytes of one log line; a longer one is cut into several
 _TAIL_LINES = 40
-_MARK_VARIABLE = "EVOREC_SUPERVISOR"
 
 T = TypeVar("T")
 
@@ -60,7 +58,8 @@ class Supervisor:
     """Starts children in sessions of their own and stops them in reverse order of their start.
 
     Leaving the context stops everything: SIGTERM to the child alone (it knows how to stop its own children), SIGKILL
-    to its group after the grace period, and at last SIGKILL to whatever descendant is still there. A cancellation
+    to its group after the grace period, and at last SIGKILL to whatever descendant is still there: every process that
+    this one got, directly or as an orphan, since the context was entered. A cancellation
     while that happens (the second Ctrl-C) cuts the grace periods short. When this process itself is killed, every
     child gets SIGTERM from the kernel.
     """
@@ -69,10 +68,11 @@ class Supervisor:
         self._sink = sink
         self._children: list[_Child] = []
         self._hurry = asyncio.Event()
-        self._mark = f"{os.getpid()}-{uuid.uuid4().hex}"
+        self._others: frozenset[psutil.Process] = frozenset()
 
     async def __aenter__(self) -> Supervisor:
         adopt_orphans()
+        self._others = frozenset(psutil.Process().children())
         return self
 
     async def __aexit__(
@@ -96,7 +96,6 @@ class Supervisor:
             **(os.environ if spec.env is None else spec.env),
             "PYTHONUNBUFFERED": "1",
             PARENT_VARIABLE: str(os.getpid()),
-            _MARK_VARIABLE: self._mark,
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -148,7 +147,7 @@ class Supervisor:
         for child in reversed(self._children):
             await self._stop_child(child)
         if self._children:
-            await asyncio.to_thread(_kill_marked, self._mark)
+            await asyncio.to_thread(_kill_all_but, self._others)
             await asyncio.wait({child.pump for child in self._children}, timeout=1)
         for child in self._children:
             child.pump.cancel()
@@ -189,20 +188,21 @@ def _ending(code: int | None) -> str:
     return f"ended with exit code {code}"
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    """This process's descendants that carry the mark in their environment; other children are not ours to kill."""
+def _descendants(others: frozenset[psutil.Process]) -> list[psutil.Process]:
+    """Of this process, without `others` and theirs. Marks in the environment would not do: Celery, vLLM and Redis
+    overwrite theirs when they set their titles."""
     found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get(_MARK_VARIABLE) == mark:
-                found.append(process)
+    for child in psutil.Process().children():
+        if child not in others:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [*child.children(recursive=True), child]
     return found
 
 
-def _kill_marked(mark: str, grace_s: float = 3.0, timeout_s: float = 10.0) -> None:
-    """SIGTERM to all of them, SIGKILL to those that stay and to what they start meanwhile, until none is left."""
+def _kill_all_but(others: frozenset[psutil.Process], grace_s: float = 3.0, timeout_s: float = 10.0) -> None:
+    """SIGTERM to all descendants, SIGKILL to those that stay and to what they start meanwhile, until none is left."""
     start = time.monotonic()
-    while (pending := _marked(mark)) and time.monotonic() < start + timeout_s:
+    while (pending := _descendants(others)) and time.monotonic() < start + timeout_s:
         for process in pending:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate() if time.monotonic() < start + grace_s else process.kill()
