@@ -22,6 +22,7 @@ from shared.errors import EvorecError
 
 _LINE_LIMIT = 1 << 20  # bytes of one log line; a longer one is cut into several
 _TAIL_LINES = 40
+_POLL_S = 0.05
 
 T = TypeVar("T")
 
@@ -119,7 +120,7 @@ class Supervisor:
 
     async def watch(self) -> NoReturn:
         """Runs until a child ends by itself, then raises `ChildDied` with the end of its log."""
-        ends = {asyncio.create_task(child.process.wait()): child for child in self._children}
+        ends = {asyncio.create_task(_end(child.process)): child for child in self._children}
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -156,13 +157,14 @@ class Supervisor:
     async def _stop_child(self, child: _Child) -> None:
         if child.process.returncode is None:
             child.process.terminate()
-            end = asyncio.create_task(child.process.wait())
+            end = asyncio.create_task(_end(child.process))
             hurry = asyncio.create_task(self._hurry.wait())
             await asyncio.wait({end, hurry}, timeout=child.spec.grace_s, return_when=asyncio.FIRST_COMPLETED)
+            end.cancel()
             hurry.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.process.pid, signal.SIGKILL)  # the child's own children, even where it has ended well
-        await child.process.wait()
+        await _end(child.process)
 
     async def _pump(self, name: str, process: asyncio.subprocess.Process, tail: deque[str]) -> None:
         assert process.stdout is not None  # noqa: S101  (for the type checker)
@@ -170,6 +172,13 @@ class Supervisor:
             line = raw.decode("utf-8", "replace").rstrip()
             tail.append(line)
             self._sink(name, line)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Returns when the process has ended. `Process.wait` of Python 3.11 waits for its pipes as well, which a
+    grandchild may hold open for ever."""
+    while process.returncode is None:  # noqa: ASYNC110  (asyncio offers nothing to wait for)
+        await asyncio.sleep(_POLL_S)
 
 
 async def _next_line(stream: asyncio.StreamReader) -> bytes:
@@ -206,4 +215,6 @@ def _kill_all_but(others: frozenset[psutil.Process], grace_s: float = 3.0, timeo
         for process in pending:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate() if time.monotonic() < start + grace_s else process.kill()
-        psutil.wait_procs(pending, timeout=0.5)
+            with contextlib.suppress(ChildProcessError):  # an orphan that became ours is ours to reap
+                os.waitpid(process.pid, os.WNOHANG)
+        time.sleep(0.05)
