@@ -213,7 +213,9 @@ class _Run:
         folder = _work_folder(self._backend.settings, self._evolution.id)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        pipeline = self._surroundings.pipeline or _real_pipeline()
+        pipeline = self._surroundings.pipeline
+        if pipeline is None:  # imported in a thread as well: half a minute without renewals would cost the lease
+            pipeline = await asyncio.to_thread(load_pipeline)
         result = await asyncio.to_thread(
             pipeline,
             read.inputs,
@@ -286,8 +288,8 @@ class _Run:
         await self._backend.registry.set_considered(self._evolution.domain, read.until)
 
 
-def _real_pipeline() -> Pipeline:
-    """Imported when first needed: torch and transformers take seconds and hundreds of megabytes."""
+def load_pipeline() -> Pipeline:
+    """The real one, imported when first needed: torch and transformers take seconds and hundreds of megabytes."""
     from evolver.pipeline import run_pipeline
 
     return run_pipeline

@@ -77,14 +77,11 @@ class Monitor:
         self._deadline = time.monotonic() + max_run_s
         self._stop: StopReason | None = None
         self._reported = (evolution.stage, evolution.progress)
-        self._updating = False
         self._writing = asyncio.Lock()
 
     def progress(self, stage: str, share: float) -> None:
-        """Note that `stage` is done to `share`, 0..1. The parent is evaluated before it is updated."""
-        self._updating |= stage == "update"
-        known = "evaluate before" if stage == "evaluate" and not self._updating else stage
-        start, length = STAGES.get(known, (0.0, 0.0))
+        """Note that `stage` is done to `share`, 0..1."""
+        start, length = STAGES.get(stage, (0.0, 0.0))
         done = round(start + length * min(max(share, 0.0), 1.0), 4)
         self._reported = (stage, max(done, self._reported[1]))
         self._on_progress(stage, share)

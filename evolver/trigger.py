@@ -127,6 +127,7 @@ async def tick(backend: Backend, enqueue: Enqueue, clock: Callable[[], float] = 
         try:
             evolution = await _next_evolution(backend, domain, clock())
             if evolution is not None and await _claim(backend, evolution):
+                log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)
                 enqueue(evolution.id, domain)
                 enqueued.append(evolution.id)
         except (EvorecError, RedisError, OSError, OperationalError) as error:
@@ -138,10 +139,7 @@ async def _next_evolution(backend: Backend, domain: DomainId, now: float) -> Evo
     """The evolution that needs a worker: one without a lease (never started, or its worker died), or a due one."""
     active = await backend.evolutions.active(domain)
     if active is not None:
-        if await lease.is_held(backend.redis, domain):
-            return None
-        log.info("evolution_without_worker", domain=domain, evolution=active.id, status=active.status)
-        return active
+        return None if await lease.is_held(backend.redis, domain) else active
     decision = decide(await observe(backend, domain, now), backend.settings)
     if not decision.due:
         return None

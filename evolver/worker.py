@@ -1,7 +1,8 @@
 """The worker process: a Celery worker that runs one evolution at a time, and the tick beside it.
 
 An evolution runs in a child process that ends with it, so torch's memory goes back to the system and a crash there
-takes nothing else along. The parent holds no torch; it receives tasks and signals, and its tick starts what is due.
+takes nothing else along. The parent holds no torch (a fork of it might not work with a GPU); it receives tasks and
+signals, and its tick starts what is due.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from celery import Celery, signals
 
 from evolver import tasks, trigger
 from evolver.backend import open_backend
-from evolver.evolve import Surroundings
+from evolver.evolve import Surroundings, load_pipeline
 from evolver.inputs import Pipeline
 from evolver.monitor import MAX_RUN_S
 from evolver.trigger import Enqueue
@@ -98,10 +99,16 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
         ticker.stop()
         _kill_self_after(DRAIN_S)
 
+    def prepare_child(**_: object) -> None:
+        _die_with_parent()
+        if pipeline is None:
+            # While the child waits for a run: half of a short run's time would go into imports.
+            threading.Thread(target=load_pipeline, name="evolver-warm-up", daemon=True).start()
+
     # Signals keep weak references: these closures live as long as this frame, which is as long as the worker.
     signals.worker_ready.connect(begin)
     signals.worker_shutting_down.connect(drain)
-    signals.worker_process_init.connect(_die_with_parent)
+    signals.worker_process_init.connect(prepare_child)
     worker: Any = app.Worker(
         pool="prefork",
         concurrency=1,
@@ -115,7 +122,7 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
     return 0 if stopping.is_set() else int(worker.exitcode or 0)  # Celery calls Ctrl-C a failure
 
 
-def _die_with_parent(**_: object) -> None:
+def _die_with_parent() -> None:
     """A killed worker takes its child along: nobody would look after it, and two of them might not fit in memory."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only; elsewhere the lease alone keeps runs apart
     if prctl is not None:

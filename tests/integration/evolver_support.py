@@ -119,7 +119,7 @@ class WorkerProcess:
         """(process, stage) of every stage that the fast pipeline has begun."""
         trace = self._settings.state_dir / "trace"
         lines = trace.read_text().splitlines() if trace.exists() else []
-        return [(int(pid), stage) for pid, stage in (line.split() for line in lines)]
+        return [(int(pid), stage) for pid, stage in (line.split(maxsplit=1) for line in lines)]
 
     def start(self, *, stage_s: float = 0.0, **env: str) -> None:
         changed = self._settings.model_dump(include=set(_PASSED), mode="json")

@@ -17,7 +17,7 @@ from shared.config import Settings
 from shared.manifest import Gate
 from shared.ranking import BlendWeights
 
-STAGES = ("locate", "forget", "update", "evaluate")
+STAGES = ("evaluate before", "locate", "forget", "update", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FakePipeline:
         progress: Progress,
         should_stop: ShouldStop,
     ) -> PipelineResult:
-        for stage in ("evaluate", *STAGES):  # the parent's metrics first
+        for stage in STAGES:
             self._run(stage, progress, should_stop)
         learned = {user: len(events) for user, events in inputs.histories.items() if user not in inputs.panel}
         for name in ("adapter_config.json", "adapter_model.safetensors", "retriever.safetensors", "forgotten.json"):

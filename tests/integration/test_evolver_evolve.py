@@ -26,7 +26,7 @@ async def test_bootstrap_then_evolution(backend: Backend) -> None:
 
     assert (first.status, first.adapter, first.error) == (EvolutionStatus.published, "shop-v000001", None)
     assert (second.status, second.adapter, second.progress) == (EvolutionStatus.published, "shop-v000002", 1.0)
-    assert [stage for stage, _ in itertools.groupby(seen)] == ["evaluate", *STAGES, "publish"]
+    assert [stage for stage, _ in itertools.groupby(seen)] == [*STAGES, "publish"]
     assert await backend.registry.champion(DOMAIN) == second.adapter
     manifest = await backend.registry.manifest(DOMAIN, AdapterName("shop-v000002"))
     assert (manifest.parent, manifest.reason, manifest.evolution_id) == ("shop-v000001", "evolution", second.id)
