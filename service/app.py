@@ -56,6 +56,7 @@ def create_app(
     keys = KeyRing.parse(settings.api_keys)
     counters = Metrics()
     app = FastAPI(title="evorec", lifespan=_lifespan(settings, keys, counters, engine, load, queue))
+    app.state.draining = False
     for module in (recommend, interactions, items, users, evolutions, adapters, health, metrics):
         app.include_router(module.router)
     problems.install(app)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import threading
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -66,12 +67,14 @@ def engine_arguments(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _build(settings: Settings) -> Any:
+def _build(settings: Settings, abandoned: threading.Event) -> Any:
     """Blocks for some 15 s: imports vllm, starts its processes, loads the base model."""
     os.environ.update(engine_environment(settings))
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    if abandoned.is_set():
+        raise EngineUnavailable("nobody waits for this engine any more")
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings)))
 
 
@@ -80,17 +83,19 @@ async def start_engine(settings: Settings) -> VllmEngine:
 
     A cancelled build ends the processes it has started. EngineUnavailable, with the cause, where it fails.
     """
-    building = asyncio.create_task(asyncio.to_thread(_build, settings), name="vllm-build")
+    abandoned = threading.Event()
+    building = asyncio.create_task(asyncio.to_thread(_build, settings, abandoned), name="vllm-build")
     try:
         return VllmEngine(await asyncio.shield(building))
     except asyncio.CancelledError:
-        await _abandon(building)
+        abandoned.set()
+        await _end(building)
         raise
     except Exception as error:
         raise EngineUnavailable(f"vLLM did not start: {error}") from error
 
 
-async def _abandon(building: asyncio.Task[Any]) -> None:
+async def _end(building: asyncio.Task[Any]) -> None:
     """A thread cannot be cancelled; the build in it fails as soon as the engine's process is gone."""
     while not building.done():
         for child in multiprocessing.active_children():

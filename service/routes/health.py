@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from service.deps import ServicesDep
 from service.schemas import LiveAnswer, ReadyAnswer
@@ -21,13 +21,14 @@ async def live() -> LiveAnswer:
 
 
 @router.get("/ready", responses=NOT_READY)
-async def ready(services: ServicesDep, response: Response) -> ReadyAnswer:
+async def ready(request: Request, services: ServicesDep, response: Response) -> ReadyAnswer:
     """The engine runs and every champion is loaded and warmed; a domain without champion counts as ready."""
     readiness = services.adapters.readiness()
-    if not readiness.ready:
+    is_ready = readiness.ready and not request.app.state.draining
+    if not is_ready:
         response.status_code = 503
     return ReadyAnswer(
-        ready=readiness.ready,
+        ready=is_ready,
         engine=services.host.state,
         error=services.host.error,
         domains={str(domain): standing for domain, standing in readiness.domains.items()},

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from service.engine import start_engine
-from service.ports import LoraHandle, RankingEngine
+from service.ports import EngineUnavailable, LoraHandle, RankingEngine
 from shared.config import Settings
 from tests.conftest import make_settings
 from tests.contract.engine_contract import CONTRACT, LABELS, PROMPT, a_closed_engine_is_unavailable, handle
@@ -111,3 +111,8 @@ async def test_contract(clause: object, engine: RankingEngine, folders: Sequence
 
 async def test_contract_at_the_end(engine: RankingEngine, folders: Sequence[Path]) -> None:
     await a_closed_engine_is_unavailable(engine, folders)
+
+
+async def test_a_base_that_cannot_be_loaded_is_said(engine_settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="vLLM did not start"):
+        await start_engine(engine_settings.model_copy(update={"base_model": str(tmp_path)}))

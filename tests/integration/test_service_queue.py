@@ -1,0 +1,31 @@
+"""What the service puts on the broker is what a Celery worker reads."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from redis.asyncio import Redis
+
+from service.queue import EVOLVE_TASK, CeleryQueue
+from shared.config import Settings
+from shared.errors import Unavailable
+from shared.types import DomainId, EvolutionId
+
+
+async def test_an_evolution_is_one_json_message(redis: Redis, redis_settings: Settings) -> None:
+    queue = CeleryQueue(redis_settings)
+    await queue.enqueue(EvolutionId("shop-e000001"), DomainId("shop"))
+    queue.close()
+    await redis.select(1)
+    (message,) = await redis.lrange("celery", 0, -1)
+    envelope = json.loads(message)
+    assert envelope["headers"]["task"] == EVOLVE_TASK
+    assert envelope["content-type"] == "application/json"
+
+
+async def test_a_broker_that_is_away_is_said_within_seconds(redis_settings: Settings) -> None:
+    queue = CeleryQueue(redis_settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"}))
+    with pytest.raises(Unavailable, match="could not be put into the queue"):
+        await queue.enqueue(EvolutionId("shop-e000001"), DomainId("shop"))
+    queue.close()
