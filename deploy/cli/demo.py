@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def demo(
 
 
 def _say_how_to_go_on(console: Console) -> None:
-    evorec = sys.argv[0] if sys.argv[0].endswith("evorec") else "evorec"
+    evorec = os.path.relpath(sys.argv[0]) if sys.argv[0].endswith("evorec") else "evorec"
     console.print(
         f"""
 [bold]With your own data[/bold]: items.jsonl (item_id, title, category, brand),

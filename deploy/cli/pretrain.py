@@ -76,8 +76,11 @@ def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: i
     events = read_interactions(interactions, until=None if until is None else parse_date(until), seed=seed)
     show_bad_lines(events, str(interactions))
     share = Settings().panel_share
-    # The panel judges every version later on; its users teach nothing, not even the base.
-    corpus = _corpus(catalog.rows, (event for event in events.rows if not in_panel(event.user_id, share)))
+    # The panel judges every version later on; its users teach nothing, not even the base. Items that nobody knew by
+    # then would leak the future: through the vocabulary, and as candidates that never come true.
+    known = {event.item_id for event in events.rows}
+    past = tuple(item for item in catalog.rows if item.item_id in known)
+    corpus = _corpus(past, (event for event in events.rows if not in_panel(event.user_id, share)))
     if not any(len(sequence) > 1 for sequence in corpus.sequences.values()):
         raise InvalidInput(
             f"{interactions} has no user with two interactions with items of {items} before {until or 'its end'}"
