@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import structlog
 
-from service.engine_host import EngineHost, EngineState
+from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
 from service.ports import CatalogSnapshot, EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
 from service.router import DomainRoute, choose
@@ -109,14 +109,15 @@ class AdapterManager:
         """Ready: the engine runs, and every champion is loaded and warmed (or has a predecessor that still serves)."""
         domains = {domain: self._standing(domain) for domain in sorted(self._wanted)}
         settled = all(standing in ("serving", "no_champion") for standing in domains.values())
-        return Readiness(self._synced and settled and self._host.state is EngineState.running, domains)
+        return Readiness(self._synced and settled and self._host.current is not None, domains)
 
     def _standing(self, domain: DomainId) -> str:
         wanted = self._wanted[domain].champion
         if wanted is None:
             return "no_champion"
         answering = self._routes[domain].champion if domain in self._routes else None
-        if answering in self._slots and self._slots[answering].state is SlotState.serving:
+        held = None if answering is None else self._slots.get(answering)
+        if held is not None and held.state is SlotState.serving and held.generation == self._host.generation:
             return "serving"
         slot = self._slots.get(wanted)
         return "refused" if slot is not None and slot.state is SlotState.refused else "loading"
