@@ -19,7 +19,9 @@ NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best h
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One ranking: a user's history (oldest first, filtered) and candidates in label order, of which `target` came next."""
+    """One ranking: a user's history (oldest first, filtered) and candidates in label order, of which `target` came
+    next.
+    """
 
     user_id: UserId
     history: tuple[ItemId, ...]
@@ -51,7 +53,8 @@ def make_example(
     own: frozenset[ItemId],
     seed: int,
 ) -> Example:
-    """A training example: half of the negatives from the retriever's best, the rest uniform from `pool`, never the user's own.
+    """A training example: half of the negatives from the retriever's best, the rest uniform from `pool`, never the
+    user's own.
 
     The candidates stand in the order of a hash, never the retriever's.
     """
@@ -65,7 +68,9 @@ def make_example(
     return Example(user_id, tuple(history), tuple(candidate_order([target, *negatives], user_id)), target)
 
 
-def build_prompt(builder: PromptBuilder, index: RetrieverIndex, history: Sequence[ItemId], candidates: Sequence[ItemId]) -> Prompt:
+def build_prompt(
+    builder: PromptBuilder, index: RetrieverIndex, history: Sequence[ItemId], candidates: Sequence[ItemId]
+) -> Prompt:
     """The prompt of a history and candidates in label order; items that left the catalog leave the history."""
     return builder.build(known_items(index, history), known_items(index, candidates))
 
@@ -87,10 +92,14 @@ def collate(prompts: Sequence[Prompt]) -> PromptBatch:
     return PromptBatch(ids, mask, torch.tensor([prompt.n_candidates for prompt in prompts]))
 
 
-def batches_by_length(prompts: Sequence[Prompt], size: int, *, rng: np.random.Generator | None = None) -> Iterator[list[int]]:
+def batches_by_length(
+    prompts: Sequence[Prompt], size: int, *, rng: np.random.Generator | None = None
+) -> Iterator[list[int]]:
     """Indices in batches of prompts of like length (little padding); with `rng` in random order, else longest first."""
     jitter = rng.uniform(0, 16, size=len(prompts)) if rng else np.zeros(len(prompts))
-    order = np.argsort([-len(prompt.token_ids) + noise for prompt, noise in zip(prompts, jitter, strict=True)], kind="stable")
+    order = np.argsort(
+        [-len(prompt.token_ids) + noise for prompt, noise in zip(prompts, jitter, strict=True)], kind="stable"
+    )
     chunks = [order[start : start + size].tolist() for start in range(0, len(order), size)]
     if rng:
         rng.shuffle(chunks)

@@ -1,12 +1,12 @@
 """Forget: which older interactions no longer say anything about a user (EvoRec, arXiv 2511.16414, "Forget").
 
-A light sequential model, fitted to the window, models the user's current sequence. With R the user's newest interactions and
-H_<r the history before r, an older interaction o contributes
+A light sequential model, fitted to the window, models the user's current sequence. With R the user's newest
+interactions and H_<r the history before r, an older interaction o contributes
 
     c(o) = mean over r in R of [ log p(r | H_<r) - log p(r | H_<r without o) ]
 
-and is outdated where c(o) < theta: the model predicts what the user does now better without it. The newest interactions, R and
-everything of the window among them, are never forgotten.
+and is outdated where c(o) < theta: the model predicts what the user does now better without it. The newest
+interactions, R and everything of the window among them, are never forgotten.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ class CurrentSequence:
 
 
 def contributions(model: Retriever, vectors: Tensor, rows: Tensor, n_old: int) -> Tensor:
-    """c(o) of the first n_old interactions.  vectors: item vectors [I, d], rows: catalog rows of the sequence [T] -> [n_old]"""
+    """c(o) of the first n_old interactions.  vectors: item vectors [I, d], rows: catalog rows of the sequence [T] ->
+    [n_old]
+    """
     length = len(rows)
     recent = torch.arange(max(n_old, length - RECENT), length)  # positions of R
     whole = _logprobs(model, vectors, rows[None], recent[None] - 1)  # [1, R]
-    keep = torch.stack([torch.cat([torch.arange(o), torch.arange(o + 1, length)]) for o in range(n_old)])  # [n_old, T - 1]
+    keep = torch.stack(
+        [torch.cat([torch.arange(o), torch.arange(o + 1, length)]) for o in range(n_old)]
+    )  # [n_old, T - 1]
     # Without o everything after it stands one position earlier.
     without = _logprobs(model, vectors, rows[keep], (recent[None] - 2).expand(n_old, -1))  # [n_old, R]
     return (whole - without).mean(1)
@@ -77,7 +81,9 @@ def outdated(
         if may_go > 0 and n_old < len(positions) and len(positions) > 2:
             rows = torch.tensor([rows_of[sequence.items[p]] for p in positions])
             scores = contributions(model, vectors, rows, n_old)[:may_go]
-            gone = frozenset(p for p, score in zip(positions[:may_go], scores.tolist(), strict=True) if score < threshold)
+            gone = frozenset(
+                p for p, score in zip(positions[:may_go], scores.tolist(), strict=True) if score < threshold
+            )
             if gone:
                 found[user] = gone
         on_user(done / len(sequences))

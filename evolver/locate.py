@@ -1,7 +1,7 @@
 """Locate: which layers react to a change of preference (EvoRec, arXiv 2511.16414, "Locate").
 
-For an active user u with an old history H_old and a new one H_new = H_old + window, the prompts of both, with the same candidates,
-run through the current model. With h_l(t) the output of decoder block l at token t:
+For an active user u with an old history H_old and a new one H_new = H_old + window, the prompts of both, with the same
+candidates, run through the current model. With h_l(t) the output of decoder block l at token t:
 
     s_l(u) = cos( mean_t h_l^old(t), mean_t h_l^new(t) )        the layer's similarity
     v(u)   = argmin_l s_l(u)                                    the user's vote
@@ -39,10 +39,6 @@ def layer_similarity(h_old: Tensor, h_new: Tensor, mask_old: Tensor, mask_new: T
     """s_l = cos(mean_t h_old[l, t], mean_t h_new[l, t]), the means over real tokens.
 
     h_old: [L, T_old, d], h_new: [L, T_new, d], mask_*: [T_*] true on real tokens -> [L]
-
-    >>> one = torch.ones(1, 1, 2)
-    >>> layer_similarity(one, torch.tensor([[[1.0, 0.0]]]), torch.tensor([True]), torch.tensor([True])).item()  # 1 / sqrt(2)
-    0.7071067690849304
     """
     return torch.cosine_similarity(pooled(h_old, mask_old), pooled(h_new, mask_new), dim=-1)
 

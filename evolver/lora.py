@@ -1,4 +1,6 @@
-"""The base model with a LoRA (arXiv 2106.09685) on every linear of its decoder blocks, one layer's parameters at a time."""
+"""The base model with a LoRA (arXiv 2106.09685) on every linear of its decoder blocks, one layer's parameters at a
+time.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """One evolution from data to files: Locate, Forget, Update, Evaluate. Knows neither Redis nor Celery.
 
-Without a parent it is the bootstrap: the retriever is trained from scratch, nothing is forgotten, and a fresh LoRA trains on all layers.
+Without a parent it is the bootstrap: the retriever is trained from scratch, nothing is forgotten, and a fresh LoRA
+trains on all layers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ class _Stages:
 
 @dataclass(frozen=True, slots=True)
 class _Forgetting:
-    """The renewed retriever, the set that applies from now on, and the share of the considered interactions that went."""
+    """The renewed retriever, the set that applies from now on, and the share of the considered interactions that
+    went.
+    """
 
     retriever: Retriever
     forgotten: ForgottenSet
@@ -99,7 +102,9 @@ class _Forgetting:
 class _Run:
     """The steps of one evolution, in order."""
 
-    def __init__(self, inputs: EvolutionInputs, parent: ParentVersion | None, settings: Settings, stages: _Stages) -> None:
+    def __init__(
+        self, inputs: EvolutionInputs, parent: ParentVersion | None, settings: Settings, stages: _Stages
+    ) -> None:
         self._inputs, self._parent, self._settings, self._stages = inputs, parent, settings, stages
         self._builder = PromptBuilder.load(settings)
         self._split: Split = split(
@@ -111,7 +116,7 @@ class _Run:
         """All stages; files are written last."""
         stages, settings = self._stages, self._settings
         model = load_with_lora(settings, self._parent.folder if self._parent else None, seed=self._inputs.seed)
-        with stages.stage("evaluate"):
+        with stages.stage("evaluate before"):
             before = self._before(model)
         with stages.stage("locate"):
             location = self._locate(model)
@@ -174,7 +179,9 @@ class _Run:
         return choose_blend(scored)
 
     def _gate(self, before: Report, after: Report) -> Gate:
-        """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate set."""
+        """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate
+        set.
+        """
         reasons = []
         for name in (UNIFORM, WEIGHTED):
             for group, wanted in (("U_A", True), ("U_I", False)):
@@ -182,13 +189,17 @@ class _Run:
                 old, new = ([gain(report.ranks[name][user], 3) for user in users] for report in (before, after))
                 low, high = paired_interval(old, new, seed=self._inputs.seed)
                 if high < 0:
-                    reasons.append(f"{name}ndcg@3 of {group} fell by {-high:.3f} to {-low:.3f} (95 % interval, {len(users)} users)")
+                    reasons.append(
+                        f"{name}ndcg@3 of {group} fell by {-high:.3f} to {-low:.3f} (95 % interval, {len(users)} users)"
+                    )
         return Gate(passed=not reasons, reasons=tuple(reasons))
 
     # -- locate -------------------------------------------------------------------------------------------------------
 
     def _locate(self, model: PeftModel) -> Location:
-        """The located layers; all of them at the bootstrap, or where no active user has an old history to compare with."""
+        """The located layers; all of them at the bootstrap, or where no active user has an old history to compare
+        with.
+        """
         everything = range(len(decoder_layers(model)))
         users = [user for user in self._sample(self._split.trainable & self._split.active) if self._old_events(user)]
         if self._parent is None:
@@ -198,7 +209,9 @@ class _Run:
             k = max(1, 3 * len(everything) // 10)
             return Location(tuple(everything[-k:]), (0,) * len(everything), (1.0,) * len(everything))
         index = RetrieverIndex(Retriever.load(self._parent.folder), self._inputs.items)
-        old, new = zip(*(self._old_and_new(index, user) for user in users[: self._settings.max_located_users]), strict=True)
+        old, new = zip(
+            *(self._old_and_new(index, user) for user in users[: self._settings.max_located_users]), strict=True
+        )
         return locate(model, old, new, on_batch=self._stages.report)
 
     def _old_and_new(self, index: RetrieverIndex, user: UserId) -> tuple[Prompt, Prompt]:
@@ -216,7 +229,9 @@ class _Run:
         known = self._known_forgotten()
         sequences = {user: filtered(known, user, self._split.visible[user]) for user in self._learned_users()}
         if self._parent is None:
-            retriever = train_retriever(items, sequences, epochs=self._settings.retriever_epochs, seed=seed, on_step=report)
+            retriever = train_retriever(
+                items, sequences, epochs=self._settings.retriever_epochs, seed=seed, on_step=report
+            )
             return _Forgetting(retriever, known, 0, 0.0)
         parent = Retriever.load(self._parent.folder)
         windows = {user: self._window_positions(user, known) for user in sequences}
@@ -233,13 +248,17 @@ class _Run:
             n_old = sum(event.event_id not in self._inputs.window_event_ids for event in events[user])
             current[user] = CurrentSequence(item_sequence(events[user]), n_old)
         gone = outdated(retriever, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
-        forgotten = ForgottenSet({u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()})
+        forgotten = ForgottenSet(
+            {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
+        )
         considered = sum(max(0, min(s.n_old, len(s.items) - KEPT_NEWEST)) for s in current.values())
         return _Forgetting(retriever, known.union(forgotten), len(forgotten), len(forgotten) / max(1, considered))
 
     # -- update -------------------------------------------------------------------------------------------------------
 
-    def _update(self, model: PeftModel, location: Location, index: RetrieverIndex, forgotten: ForgottenSet) -> UpdateResult:
+    def _update(
+        self, model: PeftModel, location: Location, index: RetrieverIndex, forgotten: ForgottenSet
+    ) -> UpdateResult:
         settings = self._settings
         active = self._examples(index, forgotten)
         validation = [
@@ -254,7 +273,14 @@ class _Run:
         )
         inactive = self._inactive_prompts(index, forgotten) if self._parent else []
         return update(
-            model, location.layers, active, inactive, validation, self._builder.label_ids, config, on_step=self._stages.report
+            model,
+            location.layers,
+            active,
+            inactive,
+            validation,
+            self._builder.label_ids,
+            config,
+            on_step=self._stages.report,
         )
 
     def _examples(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
@@ -262,7 +288,9 @@ class _Run:
         positions = []
         for user in self._learned_users(trainable_only=True):
             events = forgotten.filter(user, self._split.visible[user])
-            positions += [(user, p) for p in range(1, len(events)) if events[p].event_id in self._inputs.window_event_ids]
+            positions += [
+                (user, p) for p in range(1, len(events)) if events[p].event_id in self._inputs.window_event_ids
+            ]
         rng = np.random.default_rng(self._inputs.seed)
         chosen = [positions[i] for i in rng.permutation(len(positions))[: self._settings.max_train_examples]]
         examples = []
@@ -314,7 +342,9 @@ class _Run:
         return frozenset(p for p, event in enumerate(events) if event.event_id in self._inputs.window_event_ids)
 
     def _served_candidates(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId]) -> list[ItemId]:
-        """What the service would rank: the retriever's top K outside the full history, in the order of the user's hash."""
+        """What the service would rank: the retriever's top K outside the full history, in the order of the user's
+        hash.
+        """
         seen = frozenset(item_sequence(self._split.visible[user]))
         found = [item for item, _ in index.candidates(history, self._settings.rank_candidates, exclude=seen)]
         return candidate_order(found, user)

@@ -1,9 +1,9 @@
 """`evorec pretrain`: a small base model that has learnt the task from a catalog's past, or from generated stores.
 
-What it must learn is to read a history and labelled candidates, and to answer with the label of the candidate that fits. Trained on
-the answer alone, a small model takes long to bind labels; what helps is a schedule from few candidates and short histories to the
-full prompt, and an auxiliary loss: a linear head scores every candidate at its label's position in the middle of the network, so
-that the layers above find a score there that the answer position can read.
+What it must learn is to read a history and labelled candidates, and to answer with the label of the candidate that
+fits. Trained on the answer alone, a small model takes long to bind labels; what helps is a schedule from few candidates
+and short histories to the full prompt, and an auxiliary loss: a linear head scores every candidate at its label's
+position in the middle of the network, so that the layers above find a score there that the answer position can read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from evolver.tiny_model import make_model, save_base_model, train_tokenizer
+from shared.errors import InvalidInput
 from shared.prompt import PromptBuilder
 from shared.types import Item, UserId
 
@@ -40,8 +41,9 @@ class Corpus:
 class Stage:
     """A part of the schedule.
 
-    `hard` is the share of negatives drawn from the categories of the history and the target; `repeats` the share of prompts whose
-    target is put into the history, which makes them solvable by matching alone: the first thing to learn.
+    `hard` is the share of negatives drawn from the categories of the history and the target; `matches` the share of
+    prompts that are solvable by matching alone, the first thing to learn: the target, or another item of its category,
+    is put into the history.
     """
 
     steps: int
@@ -49,7 +51,7 @@ class Stage:
     candidates: int
     history: int
     hard: float
-    repeats: float = 0.0
+    matches: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,10 @@ class PretrainConfig:
     """The recipe; the defaults made the shipped model."""
 
     stages: tuple[Stage, ...] = (
-        Stage(steps=300, batch=64, candidates=4, history=2, hard=0.0, repeats=1.0),
-        Stage(steps=800, batch=64, candidates=4, history=4, hard=0.25, repeats=0.1),
-        Stage(steps=700, batch=48, candidates=10, history=6, hard=0.4),
-        Stage(steps=900, batch=32, candidates=20, history=10, hard=0.4),
+        Stage(steps=200, batch=64, candidates=4, history=2, hard=0.0, matches=1.0),
+        Stage(steps=200, batch=64, candidates=4, history=4, hard=0.1, matches=0.2),
+        Stage(steps=260, batch=48, candidates=10, history=6, hard=0.3),
+        Stage(steps=340, batch=32, candidates=20, history=10, hard=0.3),
     )
     vocab_size: int = 4096
     hidden_size: int = 192
@@ -73,6 +75,8 @@ class PretrainConfig:
     warmup: int = 100
     seed: int = 0
     title_tokens: int = 12
+    # A base whose blocks, and whose embeddings of tokens that both vocabularies have, are the starting point.
+    start_from: str | None = None
     checkpoint_every: int = 100
     compile: bool = field(default_factory=lambda: shutil.which("g++") is not None)
 
@@ -83,7 +87,9 @@ class PretrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`ids` [B, T] padded on the right, `last` [B] (answer positions), `labels` [B, C] (label positions), `target` [B]."""
+    """`ids` [B, T] padded on the right, `last` [B] (answer positions), `labels` [B, C] (label positions), `target`
+    [B].
+    """
 
     ids: Tensor
     last: Tensor
@@ -92,7 +98,9 @@ class Batch:
 
 
 class Sampler:
-    """Draws training prompts from corpora; a step's batch depends on seed and step alone, so that a resumed run is the same run."""
+    """Draws training prompts from corpora; a step's batch depends on seed and step alone, so that a resumed run is the
+    same run.
+    """
 
     def __init__(self, corpora: Sequence[Corpus], builder: PromptBuilder, seed: int) -> None:
         self._corpora = corpora
@@ -139,8 +147,10 @@ class Sampler:
         target = sequence[position]
         start = max(0, position - int(rng.integers((stage.history + 1) // 2, stage.history + 1)))
         history = [corpus.items[index] for index in sequence[start:position]]
-        if rng.random() < stage.repeats:
-            history[int(rng.integers(len(history)))] = corpus.items[target]
+        if rng.random() < stage.matches:
+            shelf = self._by_category[number][corpus.items[target].category]
+            match = target if rng.random() < 0.5 else int(shelf[rng.integers(len(shelf))])
+            history[int(rng.integers(len(history)))] = corpus.items[match]
         candidates = [target, *self._negatives(rng, stage, number, sequence, position)]
         order = rng.permutation(len(candidates))
         shown = [corpus.items[candidates[index]] for index in order]
@@ -157,7 +167,8 @@ class Sampler:
     ) -> list[int]:
         items, shelves = self._corpora[number].items, self._by_category[number]
         near = [items[index].category for index in (sequence[position], *sequence[max(0, position - 3) : position])]
-        taken, chosen = set(sequence), []
+        taken = set(sequence)
+        chosen: list[int] = []
         while len(chosen) < stage.candidates - 1:
             if rng.random() < stage.hard:
                 shelf = shelves[near[int(rng.integers(len(near)))]]
@@ -187,7 +198,7 @@ class RankingLoss(nn.Module):
         super().__init__()
         self.model = model
         self.auxiliary = nn.Linear(config.hidden_size, 1, bias=False)
-        self.register_buffer("label_ids", torch.tensor(label_ids), persistent=False)
+        self._label_ids = torch.tensor(label_ids)
         self._config = config
         self.trunk = torch.compile(model.model, dynamic=False) if config.compile else model.model
 
@@ -197,7 +208,7 @@ class RankingLoss(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             out = self.trunk(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
         answer = out.last_hidden_state[rows, batch.last].float()
-        labels = self.model.lm_head.weight[self.label_ids[: batch.labels.shape[1]]]
+        labels = self.model.lm_head.weight[self._label_ids[: batch.labels.shape[1]]]
         logits = answer @ labels.T
         middle = out.hidden_states[self._config.auxiliary_layer][rows[:, None], batch.labels].float()
         scores = self.auxiliary(nn.functional.rms_norm(middle, middle.shape[-1:])).squeeze(-1)
@@ -237,8 +248,14 @@ def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progr
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer_of(corpora, checkpoint, config)
-    builder = PromptBuilder(tokenizer, history_window=max(s.history for s in config.stages), title_tokens=config.title_tokens)
-    model = make_model(tokenizer.get_vocab_size(), hidden_size=config.hidden_size, n_layers=config.n_layers, seed=config.seed)
+    builder = PromptBuilder(
+        tokenizer, history_window=max(s.history for s in config.stages), title_tokens=config.title_tokens
+    )
+    model = make_model(
+        tokenizer.get_vocab_size(), hidden_size=config.hidden_size, n_layers=config.n_layers, seed=config.seed
+    )
+    if config.start_from:
+        start_from_base(model, tokenizer, Path(config.start_from))
     ranking = RankingLoss(model, builder.label_ids, config)
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -261,10 +278,33 @@ def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progr
     (out / "pretrain.json").write_text(json.dumps(asdict(replace(config, compile=False)), indent=1) + "\n")
 
 
+@torch.no_grad()
+def start_from_base(model: Qwen3ForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Copy another base's blocks, and its embeddings of the tokens that both know; the rest stays random.
+
+    How to match and how to answer carry over from one catalog to the next; which words there are does not.
+    Raises `InvalidInput` for a base of another shape.
+    """
+    weights = load_file(folder / "model.safetensors")
+    old_table = weights.pop("model.embed_tokens.weight").float()
+    known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    table = model.model.embed_tokens.weight
+    if old_table.shape[1] != table.shape[1]:
+        raise InvalidInput(
+            f"{folder} is {old_table.shape[1]} wide, the new base {table.shape[1]}: start from one of its shape"
+        )
+    for token, row in tokenizer.get_vocab().items():
+        if token in known:
+            table[row] = old_table[known[token]]
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if unexpected or any("layers" in name for name in missing):
+        raise InvalidInput(f"{folder} has other layers than the new base: {[*unexpected, *missing][:3]}")
+
+
 def train_step(ranking: RankingLoss, optimizers: Iterable[torch.optim.Optimizer], batch: Batch) -> dict[str, float]:
     """One update; returns the parts of the loss."""
-    loss, parts = ranking(batch)
-    loss.backward()
+    loss, parts = ranking.forward(batch)
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(ranking.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -290,7 +330,11 @@ def save_checkpoint(
             for key, value in state.items():
                 tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
     temporary = folder / "state.safetensors.new"
-    save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"step": str(step), "config": _key(config)})
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()},
+        temporary,
+        {"step": str(step), "config": _key(config)},
+    )
     temporary.replace(folder / "state.safetensors")
 
 

@@ -1,4 +1,6 @@
-"""Training of the retriever: from scratch at the bootstrap, and the fine-tuning on a window with which Forget begins."""
+"""Training of the retriever: from scratch at the bootstrap, and the fine-tuning on a window with which Forget
+begins.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from shared.retriever import Retriever, RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
-# Above this many items the softmax runs over the targets and this many shared random items instead of the whole catalog.
+# Above this many items the softmax runs over the targets and this many shared random items instead of the whole
+# catalog.
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
 
@@ -74,7 +77,7 @@ def _fit(
             picked = [chunks[index] for index in order[number * BATCH_USERS : (number + 1) * BATCH_USERS]]
             loss = _loss(model, items, picked, generator)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             on_step((epoch * batches_per_epoch + number + 1) / (epochs * batches_per_epoch))
@@ -105,10 +108,10 @@ def _loss(
         ids[row, : len(chunk)] = torch.tensor(chunk)
         mask[row, : len(chunk)] = torch.tensor(wanted)
     mask[:, 0] = False  # the first item has nothing before it
-    shown = ids.unique()
+    shown = torch.unique(ids)
     if len(items) > MAX_SOFTMAX_ITEMS:
         sampled = torch.randint(0, len(items), (MAX_SOFTMAX_ITEMS,), generator=generator)
-        pool = torch.cat([shown, sampled]).unique()
+        pool = torch.unique(torch.cat([shown, sampled]))
     else:
         pool = torch.arange(len(items))
     vectors = model.item_vectors([items[row] for row in pool.tolist()])  # [P, d]

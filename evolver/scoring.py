@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from peft import PeftModel
@@ -51,11 +52,15 @@ class Scored:
 def make_cases(
     targets: Sequence[Target], popularity: Mapping[ItemId, float], *, seed: int
 ) -> dict[str, list[tuple[Target, Case]]]:
-    """Both candidate sets for each target; the same for every version compared (they depend on the seed and the user alone)."""
+    """Both candidate sets for each target; the same for every version compared (they depend on the seed and the user
+    alone).
+    """
     pool = sorted(popularity)
     mass = np.array([popularity[item] for item in pool])
     sets = {UNIFORM: np.ones(len(pool)), WEIGHTED: mass**POPULARITY_POWER}
-    return {name: [(target, _case(target, pool, weights, seed)) for target in targets] for name, weights in sets.items()}
+    return {
+        name: [(target, _case(target, pool, weights, seed)) for target in targets] for name, weights in sets.items()
+    }
 
 
 def _case(target: Target, pool: Sequence[ItemId], weights: np.ndarray, seed: int) -> Case:
@@ -71,7 +76,9 @@ def retrieved_cases(version: Version, targets: Sequence[Target], k: int) -> list
         history = filtered(version.forgotten, target.user_id, target.before)
         seen = frozenset(item_sequence(target.before))
         found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
-        cases.append((target, Case(target.user_id, target.item_id, tuple(candidate_order(found, target.user_id)), target.active)))
+        cases.append(
+            (target, Case(target.user_id, target.item_id, tuple(candidate_order(found, target.user_id)), target.active))
+        )
     return cases
 
 
@@ -87,7 +94,10 @@ def score_cases(
     if version.model is None:
         llm = [[0.0] * len(case.candidates) for _, case in cases]
     else:
-        prompts = [build_prompt(builder, version.index, h, case.candidates) for h, (_, case) in zip(histories, cases, strict=True)]
+        prompts = [
+            build_prompt(builder, version.index, h, case.candidates)
+            for h, (_, case) in zip(histories, cases, strict=True)
+        ]
         llm = score_prompts(version.model, prompts, builder.label_ids, on_batch=on_batch)
     return [
         Scored(
@@ -102,7 +112,9 @@ def score_cases(
 
 
 def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
-    """The weights with the best NDCG@3, averaged over the candidate sets; the LLM's weight is 1 (ranking knows only ratios)."""
+    """The weights with the best NDCG@3, averaged over the candidate sets; the LLM's weight is 1 (ranking knows only
+    ratios).
+    """
     if not any(scored):
         return BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
     options = [BlendWeights(llm=1.0, retriever=r, popularity=p) for r, p in itertools.product(_GRID, _GRID)]
@@ -143,9 +155,15 @@ def evaluate_version(
     found: dict[str, dict[UserId, int]] = {}
     metrics: dict[str, dict[str, float]] = {"U_A": {}, "U_I": {}, "U": {}}
     for number, (name, chosen) in enumerate(sets.items()):
-        scored = score_cases(version, chosen, builder, popularity, lambda share, n=number: on_batch((n + share) / len(sets)))  # type: ignore[misc]
+        report = partial(_part, on_batch, number, len(sets))
+        scored = score_cases(version, chosen, builder, popularity, report)
         found[name] = ranks(scored, weights)
         cutoffs = (10,) if name == CATALOG else (1, 3)
         for group, values in summarise(found[name], active, prefix=name, cutoffs=cutoffs).items():
             metrics[group].update(values)
     return Report(found, metrics)
+
+
+def _part(on_batch: Callable[[float], None], number: int, of: int, share: float) -> None:
+    """Report the share of one of several like parts as a share of the whole."""
+    on_batch((number + share) / of)

@@ -94,10 +94,52 @@ STYLES: dict[str, str] = {
     "sturdy": "heavy duty, waterproof, rugged, reinforced, all weather",
 }
 
-VARIANTS: tuple[str, ...] = tuple(
-    "blue, green, red, white, grey, large, small, medium, 2 pack, set of 4, 500 ml, 1 l, deluxe, pro, plus, kit".split(", ")
+VARIANTS: tuple[str, ...] = (
+    "blue",
+    "green",
+    "red",
+    "white",
+    "grey",
+    "large",
+    "small",
+    "medium",
+    "2 pack",
+    "set of 4",
+    "500 ml",
+    "1 l",
+    "deluxe",
+    "pro",
+    "plus",
+    "kit",
 )
 
-BRAND_SYLLABLES: tuple[str, ...] = tuple(
-    "ka vo ra lu mi ten sol bri dor fen gal har jun kel lor mar nox ori pel quin ros sil tor ul ven wex yar zen".split()
+BRAND_SYLLABLES: tuple[str, ...] = (
+    "ka",
+    "vo",
+    "ra",
+    "lu",
+    "mi",
+    "ten",
+    "sol",
+    "bri",
+    "dor",
+    "fen",
+    "gal",
+    "har",
+    "jun",
+    "kel",
+    "lor",
+    "mar",
+    "nox",
+    "ori",
+    "pel",
+    "quin",
+    "ros",
+    "sil",
+    "tor",
+    "ul",
+    "ven",
+    "wex",
+    "yar",
+    "zen",
 )

@@ -1,9 +1,9 @@
 """Generated stores: catalogs with readable titles and users whose tastes are known.
 
-They make the shipped base model (many seeds), `evorec demo` (another seed) and tests. A store has what an online shop has and
-what an evolution must cope with: content preferences (category, style, brand), purchases that follow one another (each store
-has its own complements), popularity, and a second period in which *drifting* users change category and style, while *steady*
-ones do not, and in which the complements of some categories change for everyone.
+They make the shipped base model (many seeds), `evorec demo` (another seed) and tests. A store has what an online shop
+has and what an evolution must cope with: content preferences (category, style, brand), purchases that follow one
+another (each store has its own complements), popularity, and a second period in which *drifting* users change category
+and style, while *steady* ones do not, and in which the complements of some categories change for everyone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ PERIOD_DAYS = 120.0
 STORE_OPENS = 1_735_689_600.0  # 2025-01-01T00:00:00Z
 
 # Why a user buys: from a favourite category, what goes with the last purchase, or whatever is popular.
-P_FAVOURITE, P_COMPLEMENT = 0.55, 0.30
-STYLE_LOYALTY, BRAND_LOYALTY = 6.0, 4.0
+P_FAVOURITE, P_COMPLEMENT = 0.70, 0.20
+STYLE_LOYALTY, BRAND_LOYALTY = 8.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,18 @@ def make_store(
                 bought.add(last)
                 event = _interaction(seed, user, shelves.items[last].item_id, period * PERIOD_DAYS + float(when))
                 interactions[period].append(event)
-                if period == 0 and first != second and shelves.category[last] in set(first.favourites) - set(second.favourites):
+                if (
+                    period == 0
+                    and first != second
+                    and shelves.category[last] in set(first.favourites) - set(second.favourites)
+                ):
                     outdated.add(event.event_id)
         future[user] = shelves.items[_purchase(rng, shelves, second, complements[1], last, bought)].item_id
     by_time = [tuple(sorted(period, key=lambda event: event.timestamp)) for period in interactions]
     everyone = frozenset(future)
-    return Store(shelves.items, by_time[0], by_time[1], future, frozenset(drifting), everyone - drifting, frozenset(outdated))
+    return Store(
+        shelves.items, by_time[0], by_time[1], future, frozenset(drifting), everyone - drifting, frozenset(outdated)
+    )
 
 
 def _complements(rng: np.random.Generator, n_categories: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,6 @@
-"""The embedded base model's form: a small model of the Qwen3 architecture with a tokenizer trained on a catalog's titles."""
+"""The embedded base model's form: a small model of the Qwen3 architecture with a tokenizer trained on a catalog's
+titles.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def make_model(vocab_size: int, *, hidden_size: int = 192, n_layers: int = 10, s
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=4096,
-        # Slow rotations: matching a word in the history with the same word in a candidate must not depend on their distance.
+        # Slow rotations: matching a word in the history with the same word in a candidate must not depend on their
+        # distance.
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=True,
         pad_token_id=0,
@@ -58,8 +61,9 @@ def make_model(vocab_size: int, *, hidden_size: int = 192, n_layers: int = 10, s
 
 @torch.no_grad()
 def _start_as_matchers(model: Qwen3ForCausalLM) -> None:
-    """Give the query heads of each layer's first key head that head's own weights: with normalised queries and keys such a head
-    attends to tokens like its own from the first step on, which is where matching a candidate with the history begins."""
+    """Give the query heads of each layer's first key head that head's own weights: with normalised queries and keys
+    such a head attends to tokens like its own from the first step on, which is where matching a candidate with the
+    history begins."""
     config = model.config
     shared = config.num_attention_heads // config.num_key_value_heads
     for layer in model.model.layers:
@@ -68,7 +72,9 @@ def _start_as_matchers(model: Qwen3ForCausalLM) -> None:
 
 
 def save_base_model(folder: Path, model: Qwen3ForCausalLM, tokenizer: Tokenizer) -> None:
-    """Write config, bfloat16 safetensors and tokenizer: a folder that vLLM, transformers and `EVOREC_BASE_MODEL` take."""
+    """Write config, bfloat16 safetensors and tokenizer: a folder that vLLM, transformers and `EVOREC_BASE_MODEL`
+    take.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END).save_pretrained(folder)
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}

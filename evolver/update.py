@@ -86,12 +86,15 @@ def update(
 ) -> UpdateResult:
     """Train in place; the model ends as the best checkpoint on validation, which may be the parent itself.
 
-    Validation is the ranking loss on held-out active users plus, where there are inactive ones, the consistency loss on the last
-    fifth of them, which are not trained on: lambda is judged by both things it trades.
+    Validation is the ranking loss on held-out active users plus, where there are inactive ones, the consistency loss on
+    the last fifth of them, which are not trained on: lambda is judged by both things it trades.
     """
     parent = score_prompts(model, inactive, label_ids)
     n_held = len(inactive) // 5
-    trained, held = _pairs(inactive, parent, 0, len(inactive) - n_held), _pairs(inactive, parent, len(inactive) - n_held, len(inactive))
+    trained, held = (
+        _pairs(inactive, parent, 0, len(inactive) - n_held),
+        _pairs(inactive, parent, len(inactive) - n_held, len(inactive)),
+    )
     start = lora_state(model, layers)
     before = best = _validate(model, validation, held, label_ids)
     best_state, best_weight = start, config.consistency[0]
@@ -114,7 +117,12 @@ class _Run:
     """One training run with one lambda."""
 
     def __init__(
-        self, model: PeftModel, parameters: Sequence[nn.Parameter], label_ids: Sequence[int], config: UpdateConfig, weight: float
+        self,
+        model: PeftModel,
+        parameters: Sequence[nn.Parameter],
+        label_ids: Sequence[int],
+        config: UpdateConfig,
+        weight: float,
     ) -> None:
         self._model, self._parameters, self._label_ids = model, parameters, label_ids
         self._config, self._weight = config, weight
@@ -125,7 +133,9 @@ class _Run:
         """Train; yields the share done after each step."""
         rng = np.random.default_rng(self._config.seed)
         prompts = [example.prompt for example in active]
-        batches = [b for _ in range(self._config.epochs) for b in batches_by_length(prompts, self._config.batch_size, rng=rng)]
+        batches = [
+            b for _ in range(self._config.epochs) for b in batches_by_length(prompts, self._config.batch_size, rng=rng)
+        ]
         for step, chunk in enumerate(batches):
             # Linear warm-up over a tenth, linear decay to a tenth.
             share = step / len(batches)
@@ -133,13 +143,15 @@ class _Run:
             self._step([active[i] for i in chunk], inactive, rng)
             yield (step + 1) / len(batches)
 
-    def _step(self, active: Sequence[Labelled], inactive: Sequence[tuple[Prompt, list[float]]], rng: np.random.Generator) -> None:
+    def _step(
+        self, active: Sequence[Labelled], inactive: Sequence[tuple[Prompt, list[float]]], rng: np.random.Generator
+    ) -> None:
         logprobs = label_logprobs(self._model, collate([example.prompt for example in active]), self._label_ids)
         loss = alignment_loss(logprobs, torch.tensor([example.target for example in active]))
         if inactive and self._weight > 0:
             picked = [inactive[i] for i in rng.integers(0, len(inactive), size=max(1, len(active) // 2))]
             loss = loss + self._weight * _consistency(self._model, picked, self._label_ids)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -152,7 +164,9 @@ class _Run:
         return True
 
 
-def _pairs(prompts: Sequence[Prompt], parent: Sequence[list[float]], start: int, end: int) -> list[tuple[Prompt, list[float]]]:
+def _pairs(
+    prompts: Sequence[Prompt], parent: Sequence[list[float]], start: int, end: int
+) -> list[tuple[Prompt, list[float]]]:
     return list(zip(prompts[start:end], parent[start:end], strict=True))
 
 
@@ -169,7 +183,11 @@ def _validate(
     model: PeftModel, examples: Sequence[Labelled], held: Sequence[tuple[Prompt, list[float]]], label_ids: Sequence[int]
 ) -> float:
     scores = score_prompts(model, [example.prompt for example in examples], label_ids)
-    loss = -float(np.mean([row[example.target] for row, example in zip(scores, examples, strict=True)])) if examples else 0.0
+    loss = (
+        -float(np.mean([row[example.target] for row, example in zip(scores, examples, strict=True)]))
+        if examples
+        else 0.0
+    )
     for start in range(0, len(held), 32):
         pairs = held[start : start + 32]
         loss += float(_consistency(model, pairs, label_ids)) * len(pairs) / len(held)

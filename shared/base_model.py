@@ -35,7 +35,8 @@ def base_model_folder(base_model: str) -> Path:
         return Path(snapshot_download(base_model, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
     except Exception as error:
         raise NotFound(
-            f"EVOREC_BASE_MODEL={base_model!r} is no folder, and no model hub answered for it ({type(error).__name__}: {error}). "
+            f"EVOREC_BASE_MODEL={base_model!r} is no folder, and no model hub answered for it "
+            f"({type(error).__name__}: {error}). "
             "Name a folder with config.json, tokenizer.json and *.safetensors, or a hub id reachable from here."
         ) from error
 
@@ -52,7 +53,9 @@ def base_model_info(base_model: str) -> BaseModelInfo:
 
 
 def base_model_hash(base_model: str) -> str:
-    """sha256 over the names and contents of config, tokenizer and weights: an adapter answers only on the base it was made on."""
+    """sha256 over the names and contents of config, tokenizer and weights: an adapter answers only on the base it was
+    made on.
+    """
     return _hash_of(base_model_folder(base_model).resolve())
 
 

@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     # -- state ------------------------------------------------------------------------------------
     state_dir: Path = Field(Path(".evorec"), description="State of a single machine: redis/, artifacts/, bench/")
     redis_url: str | None = Field(None, description="Unset: the embedded Redis under state_dir")
-    broker_url: str | None = Field(None, description="Celery's broker (no Cluster support); unset: redis_url, database 1")
+    broker_url: str | None = Field(None, description="Celery's broker (no Cluster); unset: redis_url, database 1")
     artifacts_url: str | None = Field(None, description="fsspec URL of the artifact store; unset: state_dir/artifacts")
     partitions: PositiveInt = Field(1, description="Partitions of a domain's stream, by hash of the user")
 
@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     kv_cache_gib: PositiveInt = 1
     prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt")
     title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
-    rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K of the retriever that the LLM ranks")
+    rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K: what the LLM ranks")
 
     # -- service ----------------------------------------------------------------------------------
     host: str = "127.0.0.1"

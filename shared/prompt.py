@@ -1,11 +1,11 @@
 """The one prompt builder, for training and for serving.
 
-A prompt is put together from token ids, never from one long string: the template's pieces, and each title tokenised on its own
-with every special token of the vocabulary taken out. So a title can neither open a new line nor act as a special token, and the
-pieces can be cached.
+A prompt is put together from token ids, never from one long string: the template's pieces, and each title tokenised on
+its own with every special token of the vocabulary taken out. So a title can neither open a new line nor act as a
+special token, and the pieces can be cached.
 
-The LLM answers with one label token (LlamaRec's verbalizer, arXiv 2311.02089, section 3.3): candidate i carries label i, and one
-forward pass gives every label's log-probability at the answer position.
+The LLM answers with one label token (LlamaRec's verbalizer, arXiv 2311.02089, section 3.3): candidate i carries label
+i, and one forward pass gives every label's log-probability at the answer position.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class PromptBuilder:
         return cls(tokenizer, history_window=settings.prompt_history, title_tokens=settings.title_tokens)
 
     def build(self, history: Sequence[Item], candidates: Sequence[Item]) -> Prompt:
-        """The prompt for a history (oldest first; its newest `history_window` items are used) and candidates in label order.
+        """The prompt for a history (oldest first; its newest `history_window` items are used) and candidates in label
+        order.
 
         Raises `InvalidInput` for no candidate, or more than there are labels.
         """
@@ -114,12 +115,17 @@ class PromptBuilder:
         return (*title_ids, *self._separator, *leaf_ids) if leaf_ids else tuple(title_ids)
 
     def _plain(self, text: str) -> list[int]:
-        """Ids of a text without any added token (labels, end of text, tool calls, ...): splitting at any Unicode white space
-        takes line ends out, `encode_special_tokens` reads special tokens as text, and what still matches one is dropped."""
+        """Ids of a text without any added token (labels, end of text, tool calls, ...): splitting at any Unicode white
+        space takes line ends out, `encode_special_tokens` reads special tokens as text, and what still matches one is
+        dropped."""
         words = " ".join(text[:512].split())
         if not words:
             return []
-        return [token for token in self._tokenizer.encode(" " + words, add_special_tokens=False).ids if token not in self._added]
+        return [
+            token
+            for token in self._tokenizer.encode(" " + words, add_special_tokens=False).ids
+            if token not in self._added
+        ]
 
     def _template(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -131,7 +137,9 @@ def candidate_order(item_ids: Sequence[ItemId], salt: str) -> list[ItemId]:
 
 
 def _label_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """One token id per candidate position: the vocabulary's own label tokens, else its single-token letters and pairs."""
+    """One token id per candidate position: the vocabulary's own label tokens, else its single-token letters and
+    pairs.
+    """
     own = [tokenizer.token_to_id(token) for token in LABEL_TOKENS]
     found = [token for token in own if token is not None]
     if not found:
@@ -142,7 +150,9 @@ def _label_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
             if len(found) == MAX_CANDIDATES:
                 break
     if len(found) < 2:
-        raise InvalidInput("The base model's vocabulary has no single-token labels (letters after a space): choose another base.")
+        raise InvalidInput(
+            "The base model's vocabulary has no single-token labels (letters after a space): choose another base."
+        )
     return tuple(found)
 
 
@@ -150,5 +160,3 @@ def _letters() -> Iterator[str]:
     yield from (f" {letter}" for letter in string.ascii_uppercase)
     yield from (f" {letter}" for letter in string.ascii_lowercase)
     yield from (f" {first}{second}" for first in string.ascii_uppercase for second in string.ascii_uppercase)
-
-

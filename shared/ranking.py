@@ -26,7 +26,9 @@ def blend(
     popularity_shares: Sequence[float],
     weights: BlendWeights,
 ) -> list[float]:
-    """p_i proportional to exp(w_l log p_llm(i) + w_r s_i + w_p log(share_i + floor)); all arguments [C], result [C], sum 1."""
+    """p_i proportional to exp(w_l log p_llm(i) + w_r s_i + w_p log(share_i + floor)); all arguments [C], result [C],
+    sum 1.
+    """
     logits = (
         weights.llm * np.asarray(llm_logprobs, dtype=np.float64)
         + weights.retriever * np.asarray(retriever_scores, dtype=np.float64)

@@ -1,7 +1,7 @@
 """The light sequential model: a SASRec (arXiv 1808.09781) whose items are known by their words as well as by their id.
 
-It is the retriever of the service and the filter of Forget. An item's vector is its id's embedding plus the mean of its words'
-embeddings, so that an item nobody has bought yet can be retrieved through its title.
+It is the retriever of the service and the filter of Forget. An item's vector is its id's embedding plus the mean of its
+words' embeddings, so that an item nobody has bought yet can be retrieved through its title.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RetrieverConfig:
 class Retriever(nn.Module):
     """SASRec over item vectors: `encode` reads histories, scores are dot products with item vectors."""
 
-    def __init__(self, item_ids: Sequence[ItemId], config: RetrieverConfig = RetrieverConfig()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, item_ids: Sequence[ItemId], config: RetrieverConfig = RetrieverConfig()) -> None:
         super().__init__()
         self.config = config
         self.rows: Mapping[ItemId, int] = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -73,7 +73,9 @@ class Retriever(nn.Module):
         return vectors
 
     def encode(self, history: Tensor) -> Tensor:
-        """States after each item of left-aligned histories.  history: item vectors [B, T <= max_length, d] -> [B, T, d]"""
+        """States after each item of left-aligned histories.  history: item vectors [B, T <= max_length, d] -> [B, T,
+        d]
+        """
         length = history.shape[1]
         hidden = self.dropout(history * self.config.width**0.5 + self.positions.weight[:length])
         causal = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -120,7 +122,9 @@ class RetrieverIndex:
         self._rows = {item.item_id: row for row, item in enumerate(self._items)}
         self._available = torch.tensor([item.available for item in self._items], dtype=torch.bool)
         with torch.inference_mode():
-            self._vectors = retriever.item_vectors(self._items) if self._items else torch.zeros(0, retriever.config.width)
+            self._vectors = (
+                retriever.item_vectors(self._items) if self._items else torch.zeros(0, retriever.config.width)
+            )
 
     def item(self, item_id: ItemId) -> Item | None:
         """The catalog's entry, or None."""
@@ -128,17 +132,27 @@ class RetrieverIndex:
         return None if row is None else self._items[row]
 
     def candidates(
-        self, history: Sequence[ItemId], k: int, *, exclude: Set[ItemId] = frozenset(), categories: Set[str] | None = None
+        self,
+        history: Sequence[ItemId],
+        k: int,
+        *,
+        exclude: Set[ItemId] = frozenset(),
+        categories: Set[str] | None = None,
     ) -> list[tuple[ItemId, float]]:
         """The k best available items outside `exclude` (in `categories`, if given), best first, with their scores."""
         scores = self._scores(history).clone()
         allowed = self._available.clone()
         allowed[[self._rows[item_id] for item_id in exclude if item_id in self._rows]] = False
         if categories is not None:
-            allowed &= torch.tensor([_in_categories(item.category, categories) for item in self._items], dtype=torch.bool)
+            allowed &= torch.tensor(
+                [_in_categories(item.category, categories) for item in self._items], dtype=torch.bool
+            )
         scores[~allowed] = -torch.inf
         best = torch.topk(scores, min(k, int(allowed.sum())))
-        return [(self._items[row].item_id, value) for row, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        return [
+            (self._items[row].item_id, value)
+            for row, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     def scores(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[float]:
         """Log-probabilities over the catalog for some of its items.  -> [len(item_ids)]"""
@@ -157,7 +171,9 @@ class RetrieverIndex:
     @torch.inference_mode()
     def _scores(self, history: Sequence[ItemId]) -> Tensor:
         """log softmax over the catalog.  -> [I]"""
-        rows = [self._rows[item_id] for item_id in history if item_id in self._rows][-self._retriever.config.max_length :]
+        rows = [self._rows[item_id] for item_id in history if item_id in self._rows][
+            -self._retriever.config.max_length :
+        ]
         if not rows:
             return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
         state = self._retriever.encode(self._vectors[rows].unsqueeze(0))[0, -1]
@@ -167,11 +183,23 @@ class RetrieverIndex:
 def _in_categories(path: str, wanted: Set[str]) -> bool:
     """Whether a category path (`A > B > C`) is, or lies below, one of the wanted names or paths."""
     parts = [part.strip() for part in path.split(">")]
-    return any(" > ".join(parts[start:end]) in wanted for start in range(len(parts)) for end in range(start + 1, len(parts) + 1))
+    return any(
+        " > ".join(parts[start:end]) in wanted
+        for start in range(len(parts))
+        for end in range(start + 1, len(parts) + 1)
+    )
 
 
 @lru_cache(maxsize=500_000)
 def _word_buckets(title: str, category: str, brand: str, buckets: int) -> tuple[int, ...]:
     leaf = category.rsplit(">", 1)[-1]
-    words = {*_WORD.findall(title.lower()), f"category:{leaf.strip().lower()}", f"brand:{brand.lower()}" if brand else ""} - {""}
-    return tuple(sorted(int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % buckets for word in words))
+    words = {
+        *_WORD.findall(title.lower()),
+        f"category:{leaf.strip().lower()}",
+        f"brand:{brand.lower()}" if brand else "",
+    } - {""}
+    return tuple(
+        sorted(
+            int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % buckets for word in words
+        )
+    )

@@ -1,0 +1,89 @@
+"""The prompt builder: golden text, and titles that try to be more than titles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.config import Settings
+from shared.errors import InvalidInput
+from shared.prompt import LABEL_TOKENS, PromptBuilder, candidate_order
+from shared.types import Item, ItemId
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "prompt.txt"
+BUILDER = PromptBuilder.load(Settings())
+HISTORY = [
+    Item(ItemId("a"), "Yarmimar graphite wading boots blue", "Outdoor > Fishing"),
+    Item(ItemId("b"), "Ulul luxury pour over kettle pro", "Kitchen > Coffee"),
+    Item(ItemId("c"), "A title without a category"),
+]
+CANDIDATES = [
+    Item(ItemId("d"), "Kanox portable gel cleanser, 2-pack (blue)", "Beauty > Skin Care"),
+    Item(ItemId("e"), "Crème brûlée torch — größer", "Kitchen > Bakeware"),
+    Item(
+        ItemId("f"),
+        "An extremely long title that goes on and on about everything this product could ever be used for",
+        "Home",
+    ),
+]
+SPECIAL = [*LABEL_TOKENS[:3], "<|pad|>", "<|end|>", "<think>", "Candidates:", "Next purchase:"]
+
+
+def test_golden_text() -> None:
+    """A change of this file changes every adapter's answers: say so in the changelog."""
+    text = BUILDER.text(BUILDER.build(HISTORY, CANDIDATES))
+    assert text + "\n" == GOLDEN.read_text()
+
+
+def test_labels_stand_where_the_prompt_says() -> None:
+    prompt = BUILDER.build(HISTORY, CANDIDATES)
+    assert [prompt.token_ids[position] for position in prompt.label_positions] == list(BUILDER.label_ids[:3])
+    assert prompt.n_candidates == 3
+
+
+def test_only_the_newest_history_is_used() -> None:
+    many = [Item(ItemId(str(n)), f"thing number {n}") for n in range(40)]
+    assert BUILDER.build(many, CANDIDATES) == BUILDER.build(many[-BUILDER.history_window :], CANDIDATES)
+
+
+def test_the_number_of_candidates_is_checked() -> None:
+    with pytest.raises(InvalidInput, match="1 to 100"):
+        BUILDER.build(HISTORY, [])
+    with pytest.raises(InvalidInput, match="1 to 100"):
+        BUILDER.build(HISTORY, [HISTORY[0]] * 101)
+
+
+hostile = st.lists(
+    st.one_of(st.text(max_size=30), st.sampled_from(SPECIAL), st.just("\n"), st.just("\u2028")), max_size=12
+).map("".join)
+
+
+@given(title=hostile, category=hostile)
+def test_no_title_changes_structure_or_labels(title: str, category: str) -> None:
+    """Whatever a title holds: the prompt has as many lines and as many special tokens as with a harmless one."""
+    harmless = BUILDER.build(HISTORY, CANDIDATES)
+    bad = Item(ItemId("x"), title, category)
+    prompt = BUILDER.build([*HISTORY, bad], [*CANDIDATES, bad])
+    specials = set(BUILDER.label_ids) | {0, 1}
+    assert sum(token in specials for token in prompt.token_ids) == 4
+    assert [prompt.token_ids[position] for position in prompt.label_positions] == list(BUILDER.label_ids[:4])
+    assert BUILDER.text(prompt).count("\n") == BUILDER.text(harmless).count("\n") + 2
+
+
+def test_a_base_of_any_tokenizer_gets_labels() -> None:
+    """A vocabulary without label tokens of its own offers its single-token letters, as Qwen's does."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    letters = {f"Ġ{letter}": index for index, letter in enumerate("ABCDEFGH")}
+    tokenizer = Tokenizer(models.WordLevel({**letters, "?": 99}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert PromptBuilder(tokenizer).label_ids[:8] == tuple(range(8))
+
+
+def test_candidate_order_is_a_hash_not_the_order_given() -> None:
+    ids = [ItemId(f"i{n}") for n in range(20)]
+    assert candidate_order(ids, "u1") == candidate_order(list(reversed(ids)), "u1")
+    assert candidate_order(ids, "u1") != candidate_order(ids, "u2")

@@ -1,0 +1,99 @@
+"""The retriever: cold items through their titles, exact growth, safe files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evolver.retriever_training import finetune_retriever, train_retriever
+from shared.errors import InvalidArtifact
+from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverConfig, RetrieverIndex
+from shared.types import Item, ItemId, UserId
+
+TEAS = [Item(ItemId(f"tea-{n}"), f"green tea leaf {n}", "Grocery > Tea") for n in range(8)]
+TENTS = [Item(ItemId(f"tent-{n}"), f"dome tent shelter {n}", "Outdoor > Tents") for n in range(8)]
+ITEMS = [*TEAS, *TENTS]
+CONFIG = RetrieverConfig(width=32, layers=1, word_buckets=512, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Retriever:
+    generator = torch.Generator().manual_seed(0)
+    sequences = {}
+    for number in range(60):
+        shelf = TEAS if number % 2 else TENTS
+        sequences[UserId(f"u{number}")] = tuple(
+            shelf[i].item_id for i in torch.randperm(8, generator=generator)[:5].tolist()
+        )
+    return train_retriever(ITEMS, sequences, epochs=12, seed=0, on_step=lambda _: None, config=CONFIG)
+
+
+def test_it_prefers_what_fits_the_history(trained: Retriever) -> None:
+    index = RetrieverIndex(trained, ITEMS)
+    best = index.candidates([TEAS[0].item_id, TEAS[1].item_id], 4, exclude={TEAS[0].item_id, TEAS[1].item_id})
+    assert all(item.startswith("tea-") for item, _ in best)
+    assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
+
+
+def test_an_item_without_interactions_is_retrieved_through_its_title(trained: Retriever) -> None:
+    cold = Item(ItemId("new"), "green tea leaf, organic", "Grocery > Tea")
+    odd = Item(ItemId("odd"), "hydraulic excavator bucket", "Industrial > Diggers")
+    index = RetrieverIndex(trained, [*ITEMS, cold, odd])
+    order = [item for item, _ in index.candidates([TEAS[0].item_id, TEAS[3].item_id], len(ITEMS) + 2)]
+    assert order.index(ItemId("new")) < min(order.index(item.item_id) for item in TENTS)
+
+
+def test_unavailable_excluded_and_other_categories_never_come(trained: Retriever) -> None:
+    items = [Item(i.item_id, i.title, i.category, available=i is not TEAS[5]) for i in ITEMS]
+    index = RetrieverIndex(trained, items)
+    found = {item for item, _ in index.candidates([], 100, exclude={TEAS[6].item_id}, categories={"Tea"})}
+    assert found == {i.item_id for i in TEAS} - {TEAS[5].item_id, TEAS[6].item_id}
+    assert {item for item, _ in index.candidates([], 100, categories={"Outdoor"})} == {i.item_id for i in TENTS}
+    assert index.candidates([], 5, categories={"nothing"}) == []
+
+
+def test_scores_are_log_probabilities_over_the_catalog(trained: Retriever) -> None:
+    index = RetrieverIndex(trained, ITEMS)
+    scores = index.scores([TENTS[2].item_id], [item.item_id for item in ITEMS])
+    assert sum(torch.tensor(scores).exp().tolist()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    history, ids = [TEAS[1].item_id], [item.item_id for item in ITEMS]
+    assert RetrieverIndex(Retriever.load(tmp_path), ITEMS).scores(history, ids) == RetrieverIndex(
+        trained, ITEMS
+    ).scores(history, ids)
+    (tmp_path / RETRIEVER_FILE).write_bytes(b"\0" * 100)
+    with pytest.raises(InvalidArtifact, match="no retriever"):
+        Retriever.load(tmp_path)
+
+
+def test_growing_by_new_items_changes_no_score(trained: Retriever) -> None:
+    grown = trained.with_items([*(item.item_id for item in ITEMS), ItemId("new")])
+    history, ids = [TEAS[1].item_id, TEAS[2].item_id], [item.item_id for item in ITEMS]
+    assert RetrieverIndex(grown, ITEMS).scores(history, ids) == RetrieverIndex(trained, ITEMS).scores(history, ids)
+
+
+def test_fine_tuning_learns_the_windows_positions_alone(trained: Retriever) -> None:
+    """The window says: after a tea comes tent-7. Without a target nothing changes."""
+    sequences = {UserId(f"w{n}"): (TEAS[n % 8].item_id, TENTS[7].item_id) for n in range(24)}
+    window = {user: frozenset({1}) for user in sequences}
+    tuned = finetune_retriever(trained, ITEMS, sequences, window, epochs=15, seed=0, on_step=lambda _: None)
+    before = RetrieverIndex(trained, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0]
+    after = RetrieverIndex(tuned, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0]
+    assert after > before + 1
+    nothing = {user: frozenset[int]() for user in sequences}
+    same = finetune_retriever(trained, ITEMS, sequences, nothing, epochs=2, seed=0, on_step=lambda _: None)
+    assert RetrieverIndex(same, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0] == before
+
+
+def test_explanations_point_at_the_history_that_weighed(trained: Retriever) -> None:
+    index = RetrieverIndex(trained, ITEMS)
+    history = [TENTS[0].item_id, TEAS[0].item_id, ItemId("gone from the catalog")]
+    added = index.contributions(history, TEAS[4].item_id)
+    assert len(added) == 3
+    assert added[2] == 0.0
+    assert added[1] > added[0]
