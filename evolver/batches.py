@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from evolver.lora import run_trunk
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
 from shared.types import Item, ItemId, UserId
@@ -111,7 +112,7 @@ def label_logprobs(model: PeftModel, batch: PromptBatch, label_ids: Sequence[int
 
     Only the labels' rows of the output matrix are multiplied.
     """
-    hidden = model.get_base_model().model(input_ids=batch.ids, use_cache=False).last_hidden_state
+    hidden = run_trunk(model, batch.ids)
     rows = torch.arange(len(batch.ids))
     answer = hidden[rows, batch.mask.sum(1) - 1]  # [B, d]
     width = int(batch.n_candidates.max())

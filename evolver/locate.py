@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from evolver.batches import PromptBatch, batches_by_length, collate
-from evolver.lora import decoder_layers
+from evolver.lora import decoder_layers, run_trunk
 from shared.prompt import Prompt
 
 LOCATED_SHARE = 0.3
@@ -94,8 +94,8 @@ def locate(
 def block_means(model: PeftModel, batch: PromptBatch) -> Tensor:
     """Every decoder block's output, pooled over real tokens.  -> [B, L, d]"""
     with _block_outputs(model) as outputs:
-        model.get_base_model().model(input_ids=batch.ids, use_cache=False)
-    h = torch.stack(outputs, dim=1)  # [B, L, T, d]
+        run_trunk(model, batch.ids)
+    h = torch.stack(outputs, dim=1).float()  # [B, L, T, d]
     return torch.stack([pooled(one, mask) for one, mask in zip(h, batch.mask, strict=True)])
 
 

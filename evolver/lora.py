@@ -37,6 +37,9 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
     model = get_peft_model(base, config)
     if parent is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
+    # Master weights stay float32; the trunk computes in the engine's own precision, which CPUs with AMX run much
+    # faster.
+    model.compute_dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     # The artifact must not name a folder of the machine that trained it.
     model.peft_config["default"].base_model_name_or_path = None
     return model.eval()
@@ -46,6 +49,13 @@ def decoder_layers(model: PeftModel) -> nn.ModuleList:
     """The decoder blocks, in order."""
     layers: nn.ModuleList = model.get_base_model().model.layers
     return layers
+
+
+def run_trunk(model: PeftModel, ids: Tensor) -> Tensor:
+    """The last block's normalised output, computed in the model's `compute_dtype`.  ids: [B, T] -> [B, T, d] float32"""
+    with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype != torch.float32):
+        hidden: Tensor = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.float()
 
 
 def lora_parameters(model: PeftModel) -> Iterator[tuple[int, str, nn.Parameter]]:

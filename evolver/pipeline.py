@@ -108,9 +108,10 @@ class _Run:
         self._inputs, self._parent, self._settings, self._stages = inputs, parent, settings, stages
         self._builder = PromptBuilder.load(settings)
         self._split: Split = split(
-            inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_evaluated_users // 2
+            inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_validation_users
         )
         self._popularity = decayed_popularity(self._split.visible, settings.popularity_half_life_days)
+        self._pool = sorted(self._popularity)  # items known by now
 
     def execute(self, out: Path) -> PipelineResult:
         """All stages; files are written last."""
@@ -301,13 +302,12 @@ class _Run:
 
     def _labelled(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId], target: ItemId) -> Labelled:
         own = frozenset(item_sequence(self._split.visible[user]))
-        pool = sorted(self._popularity)
         example = make_example(
             user,
             history,
             target,
             index,
-            pool,
+            self._pool,
             n_candidates=self._settings.rank_candidates,
             own=own,
             seed=self._inputs.seed,

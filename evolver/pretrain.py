@@ -23,7 +23,7 @@ from transformers import Qwen3ForCausalLM
 
 from evolver.tiny_model import make_model, save_base_model, train_tokenizer
 from shared.errors import InvalidInput
-from shared.prompt import PromptBuilder
+from shared.prompt import Prompt, PromptBuilder
 from shared.types import Item, UserId
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -43,7 +43,8 @@ class Stage:
 
     `hard` is the share of negatives drawn from the categories of the history and the target; `matches` the share of
     prompts that are solvable by matching alone, the first thing to learn: the target, or another item of its category,
-    is put into the history.
+    is put into the history. `any_label` is the share of prompts whose candidates carry labels drawn from all there are
+    instead of the first ones, so that short and easy prompts teach every label.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Stage:
     history: int
     hard: float
     matches: float = 0.0
+    any_label: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,10 @@ class PretrainConfig:
     """The recipe; the defaults made the shipped model."""
 
     stages: tuple[Stage, ...] = (
-        Stage(steps=200, batch=64, candidates=4, history=2, hard=0.0, matches=1.0),
-        Stage(steps=200, batch=64, candidates=4, history=4, hard=0.1, matches=0.2),
-        Stage(steps=260, batch=48, candidates=10, history=6, hard=0.3),
-        Stage(steps=340, batch=32, candidates=20, history=10, hard=0.3),
+        Stage(steps=260, batch=64, candidates=4, history=2, hard=0.0, matches=1.0, any_label=1.0),
+        Stage(steps=180, batch=64, candidates=4, history=4, hard=0.1, matches=0.2, any_label=1.0),
+        Stage(steps=200, batch=48, candidates=10, history=6, hard=0.1, matches=0.1, any_label=0.5),
+        Stage(steps=320, batch=32, candidates=20, history=10, hard=0.15, any_label=0.2),
     )
     vocab_size: int = 4096
     hidden_size: int = 192
@@ -160,7 +162,16 @@ class Sampler:
             prompt = self._builder.build(history, shown)
         if len(prompt.token_ids) > length:  # very long titles: fewer labels would not fit the batch, so draw again
             return self._example(rng, stage, length, *map(int, self._positions[rng.integers(0, len(self._positions))]))
-        return prompt.token_ids, prompt.label_positions, int(np.flatnonzero(order == 0)[0])
+        ids = self._any_labels(rng, prompt) if rng.random() < stage.any_label else prompt.token_ids
+        return ids, prompt.label_positions, int(np.flatnonzero(order == 0)[0])
+
+    def _any_labels(self, rng: np.random.Generator, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt with other labels, in ascending order as always."""
+        ids = list(prompt.token_ids)
+        chosen = rng.choice(len(self._builder.label_ids), size=prompt.n_candidates, replace=False)
+        for position, label in zip(prompt.label_positions, sorted(chosen.tolist()), strict=True):
+            ids[position] = self._builder.label_ids[label]
+        return tuple(ids)
 
     def _negatives(
         self, rng: np.random.Generator, stage: Stage, number: int, sequence: tuple[int, ...], position: int
@@ -192,13 +203,12 @@ def _by_category(items: Sequence[Item]) -> dict[str, np.ndarray]:
 
 
 class RankingLoss(nn.Module):
-    """Cross-entropy over the label tokens at the answer position, plus the auxiliary head's over the candidates."""
+    """Cross-entropy over the prompt's labels at the answer position, plus the auxiliary head's over the candidates."""
 
-    def __init__(self, model: Qwen3ForCausalLM, label_ids: Sequence[int], config: PretrainConfig) -> None:
+    def __init__(self, model: Qwen3ForCausalLM, config: PretrainConfig) -> None:
         super().__init__()
         self.model = model
         self.auxiliary = nn.Linear(config.hidden_size, 1, bias=False)
-        self._label_ids = torch.tensor(label_ids)
         self._config = config
         self.trunk = torch.compile(model.model, dynamic=False) if config.compile else model.model
 
@@ -208,8 +218,8 @@ class RankingLoss(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             out = self.trunk(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
         answer = out.last_hidden_state[rows, batch.last].float()
-        labels = self.model.lm_head.weight[self._label_ids[: batch.labels.shape[1]]]
-        logits = answer @ labels.T
+        labels = self.model.lm_head.weight[batch.ids[rows[:, None], batch.labels]]  # [B, C, d]
+        logits = torch.einsum("bd,bcd->bc", answer, labels)
         middle = out.hidden_states[self._config.auxiliary_layer][rows[:, None], batch.labels].float()
         scores = self.auxiliary(nn.functional.rms_norm(middle, middle.shape[-1:])).squeeze(-1)
         loss = nn.functional.cross_entropy(logits, batch.target)
@@ -234,8 +244,8 @@ def make_optimizers(ranking: RankingLoss, config: PretrainConfig) -> list[torch.
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:
-    """Linear warm-up, constant, then linear decay to a twentieth over the last third."""
-    decay_from = config.total_steps * 2 // 3
+    """Linear warm-up, constant, then linear decay to a twentieth over the last three fifths."""
+    decay_from = config.total_steps * 2 // 5
     decay = max(0.05, 1 - (step - decay_from) / (config.total_steps - decay_from)) if step > decay_from else 1.0
     return min(1.0, (step + 1) / config.warmup) * decay
 
@@ -256,7 +266,7 @@ def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progr
     )
     if config.start_from:
         start_from_base(model, tokenizer, Path(config.start_from))
-    ranking = RankingLoss(model, builder.label_ids, config)
+    ranking = RankingLoss(model, config)
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     done = load_checkpoint(checkpoint, ranking, optimizers, config)

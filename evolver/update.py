@@ -39,7 +39,7 @@ class UpdateConfig:
     batch_size: int = 16
     learning_rate: float = 1e-3
     consistency: tuple[float, ...] = (1.0,)
-    checks: int = 3  # validations (candidate checkpoints) in a training run
+    checks: int = 2  # validations (candidate checkpoints) in a training run
     seed: int = 0
 
 

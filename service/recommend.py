@@ -26,11 +26,12 @@ from service.ports import (
     Versions,
 )
 from service.schemas import Influence, Reason, Recommendation, RecommendedItem, RecommendRequest
-from service.scoring import Ranked, by_llm, by_popularity, by_retriever, in_categories
+from service.scoring import Ranked, by_llm, by_popularity, by_retriever
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.metrics import Metrics
 from shared.prompt import PromptBuilder, candidate_order
+from shared.retriever import in_categories
 from shared.types import DomainId, Item, ItemId, UserId
 
 log = structlog.get_logger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shared.ranking import BlendWeights, blend
@@ -57,17 +57,6 @@ def tail_scores(lowest: float, retriever: Sequence[float]) -> list[float]:
     if not retriever:
         return []
     return [round(lowest * BELOW * math.exp(min(0.0, score - retriever[0])), 12) for score in retriever]
-
-
-def in_categories(path: str, wanted: Set[str]) -> bool:
-    """Whether a category path is, or lies below, one of the wanted names or paths, as the retriever reads them.
-
-    >>> in_categories("Beauty > Skin Care > Creams", {"Skin Care"}), in_categories("Skin", {"Skin Care"})
-    (True, False)
-    """
-    parts = [part.strip() for part in path.split(">")]
-    spans = ((start, end) for start in range(len(parts)) for end in range(start + 1, len(parts) + 1))
-    return any(" > ".join(parts[start:end]) in wanted for start, end in spans)
 
 
 def by_retriever(pairs: Sequence[tuple[ItemId, float]]) -> list[Ranked]:

@@ -94,7 +94,8 @@ class Retriever(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""
-        metadata = {"config": json.dumps(asdict(self.config)), "item_ids": json.dumps(list(self.rows))}
+        # One entry: safetensors writes several in any order, and equal retrievers must give equal bytes.
+        metadata = {"retriever": json.dumps({"config": asdict(self.config), "item_ids": list(self.rows)})}
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
         save_file(tensors, folder / RETRIEVER_FILE, metadata)
 
@@ -106,7 +107,8 @@ class Retriever(nn.Module):
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            model = cls(json.loads(metadata["item_ids"]), RetrieverConfig(**json.loads(metadata["config"])))
+            about = json.loads(metadata["retriever"])
+            model = cls(about["item_ids"], RetrieverConfig(**about["config"]))
             model.load_state_dict(tensors)
         except Exception as error:
             raise InvalidArtifact(f"{path} is no retriever that this version can read: {error}") from error
@@ -145,7 +147,7 @@ class RetrieverIndex:
         allowed[[self._rows[item_id] for item_id in exclude if item_id in self._rows]] = False
         if categories is not None:
             allowed &= torch.tensor(
-                [_in_categories(item.category, categories) for item in self._items], dtype=torch.bool
+                [in_categories(item.category, categories) for item in self._items], dtype=torch.bool
             )
         scores[~allowed] = -torch.inf
         best = torch.topk(scores, min(k, int(allowed.sum())))
@@ -180,8 +182,12 @@ class RetrieverIndex:
         return torch.log_softmax(self._vectors @ state, dim=0)
 
 
-def _in_categories(path: str, wanted: Set[str]) -> bool:
-    """Whether a category path (`A > B > C`) is, or lies below, one of the wanted names or paths."""
+def in_categories(path: str, wanted: Set[str]) -> bool:
+    """Whether a category path is, or lies below, one of the wanted names or paths.
+
+    >>> in_categories("Beauty > Skin Care > Creams", {"Skin Care"}), in_categories("Skin", {"Skin Care"})
+    (True, False)
+    """
     parts = [part.strip() for part in path.split(">")]
     return any(
         " > ".join(parts[start:end]) in wanted

@@ -30,6 +30,10 @@ def pretrain(
     stores: Annotated[int, typer.Option(min=1, help="Number of generated stores")] = 60,
     first_seed: Annotated[int, typer.Option(help="Seed of the first generated store")] = 1000,
     scale: Annotated[float, typer.Option(min=0.001, help="Steps as a multiple of the shipped recipe's")] = 1.0,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Base of the same shape whose blocks are the starting point: a fraction of the steps"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights, batches and the order of equal timestamps")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts")] = False,
 ) -> None:
@@ -38,7 +42,7 @@ def pretrain(
         raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
     from evolver.pretrain import PretrainConfig  # torch is slow to import
 
-    config = PretrainConfig(seed=seed)
+    config = PretrainConfig(seed=seed, start_from=None if start_from is None else str(start_from))
     config = replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps * scale))) for s in config.stages))
     with note_console().status("Preparing the corpus"):
         if items is not None and interactions is not None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scoring import by_llm, by_popularity, by_retriever, in_categories, log_softmax, softmax, tail_scores
+from service.scoring import by_llm, by_popularity, by_retriever, log_softmax, softmax, tail_scores
 from shared.ranking import BlendWeights
+from shared.retriever import in_categories
 from shared.types import ItemId
 
 LLM_ALONE = BlendWeights(llm=1.0, retriever=0.0, popularity=0.0)

@@ -1,0 +1,161 @@
+"""Two real evolutions of a small store on the shipped base: what may change does, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult
+from evolver.pipeline import run_pipeline
+from evolver.stores import Store, make_store
+from shared.config import Settings
+from shared.forgotten import ForgottenSet
+from shared.panel import in_panel
+from shared.retriever import Retriever
+from shared.types import DomainId, Interaction, UserId
+from tests.factories import manifest
+
+SETTINGS = Settings(
+    max_train_examples=32,
+    max_located_users=12,
+    max_evaluated_users=16,
+    max_validation_users=8,
+    retriever_epochs=3,
+    retriever_window_epochs=2,
+    update_epochs=1,
+    panel_share=0.2,
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A bootstrap and the evolution after it."""
+
+    store: Store
+    first: Path
+    second: Path
+    bootstrap: PipelineResult
+    evolution: PipelineResult
+
+
+def _inputs(store: Store, events: Sequence[Interaction], window: Sequence[Interaction]) -> EvolutionInputs:
+    histories: dict[UserId, list[Interaction]] = {}
+    for event in sorted(events, key=lambda event: event.timestamp):
+        histories.setdefault(event.user_id, []).append(event)
+    return EvolutionInputs(
+        domain=DomainId("store"),
+        items=store.items,
+        histories={user: tuple(history) for user, history in histories.items()},
+        window_event_ids=frozenset(event.event_id for event in window),
+        panel=frozenset(user for user in histories if in_panel(user, SETTINGS.panel_share)),
+        seed=0,
+    )
+
+
+def _run(inputs: EvolutionInputs, parent: ParentVersion | None, out: Path, **changes: Any) -> PipelineResult:
+    out.mkdir()
+    settings = SETTINGS.model_copy(update=changes)
+    return run_pipeline(inputs, parent, out, settings, lambda stage, share: None, lambda: False)
+
+
+def _evolution_inputs(store: Store) -> EvolutionInputs:
+    return _inputs(store, [*store.first_period, *store.second_period], store.second_period)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    folder = tmp_path_factory.mktemp("line")
+    store = make_store(11, n_users=120, n_items=160, n_categories=8)
+    bootstrap = _run(_inputs(store, store.first_period, store.first_period), None, folder / "v1")
+    parent = ParentVersion(folder / "v1", manifest(blend=bootstrap.blend))
+    evolution = _run(_evolution_inputs(store), parent, folder / "v2")
+    return Line(store, folder / "v1", folder / "v2", bootstrap, evolution)
+
+
+def test_only_the_located_layers_parameters_change_and_they_are_at_most_30_percent(line: Line) -> None:
+    before = load_file(line.first / "adapter_model.safetensors")
+    after = load_file(line.second / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    located = {f".layers.{layer}." for layer in line.evolution.located_layers}
+    changed = set()
+    for name, value in before.items():
+        inside = any(part in name for part in located)
+        same = bool((value.view(dtype=after[name].dtype) == after[name]).all())
+        assert inside or value.numpy().tobytes() == after[name].numpy().tobytes(), f"{name} lies outside and changed"
+        if not same:
+            changed.add(name)
+    assert changed, "the update trained nothing: this test could not fail"
+    sizes = {name: value.numel() for name, value in after.items()}
+    trained = sum(size for name, size in sizes.items() if any(part in name for part in located))
+    assert (trained, sum(sizes.values())) == (line.evolution.trainable_parameters, line.evolution.lora_parameters)
+    assert trained <= 0.3 * sum(sizes.values())
+
+
+def test_locate_asks_the_active_users_and_takes_three_of_ten_layers(line: Line) -> None:
+    assert line.bootstrap.located_layers == tuple(range(10))
+    assert len(line.evolution.located_layers) == 3
+    assert sum(line.evolution.layer_votes) == SETTINGS.max_located_users
+    assert all(0 < similarity <= 1 for similarity in line.evolution.layer_similarity)
+    least = min(line.evolution.layer_votes[layer] for layer in line.evolution.located_layers)
+    others = set(range(10)) - set(line.evolution.located_layers)
+    assert least >= max(line.evolution.layer_votes[layer] for layer in others)
+
+
+def test_forget_takes_old_interactions_of_active_users_alone(line: Line) -> None:
+    forgotten = ForgottenSet.load(line.second)
+    assert len(forgotten) == line.evolution.forgotten_interactions
+    window = {event.event_id for event in line.store.second_period}
+    active = {event.user_id for event in line.store.second_period}
+    for event in line.store.first_period:
+        if event.user_id not in active:
+            assert event.event_id not in forgotten.of(event.user_id)
+    for user in active:
+        assert not forgotten.of(user) & window
+    assert len(ForgottenSet.load(line.first)) == 0
+
+
+def test_metrics_of_both_groups_before_and_after_are_there(line: Line) -> None:
+    for when in ("before", "after"):
+        for group in ("U_A", "U_I", "U"):
+            values = line.evolution.metrics[when][group]
+            assert {"n", "hr@1", "hr@3", "ndcg@3", "weighted:hr@1", "catalog:hr@10"} <= values.keys()
+            assert all(0 <= value <= 1 for name, value in values.items() if not name.endswith("n"))
+    assert line.evolution.metrics["before"]["U_I"]["n"] > 0
+    assert line.evolution.train_examples == SETTINGS.max_train_examples
+
+
+def test_the_retriever_knows_the_catalog(line: Line) -> None:
+    assert set(Retriever.load(line.second).rows) == {item.item_id for item in line.store.items}
+
+
+def test_a_zero_update_gives_identical_files(line: Line, tmp_path: Path) -> None:
+    """With a learning rate of zero the parent's LoRA comes out bit for bit."""
+    parent = ParentVersion(line.first, manifest(blend=line.bootstrap.blend))
+    _run(_evolution_inputs(line.store), parent, tmp_path / "same", learning_rate=0.0, max_train_examples=4)
+    old, new = (load_file(folder / "adapter_model.safetensors") for folder in (line.first, tmp_path / "same"))
+    assert all(old[name].numpy().tobytes() == new[name].numpy().tobytes() for name in old)
+
+
+def test_a_cancelled_run_raises_and_writes_nothing(line: Line, tmp_path: Path) -> None:
+    inputs = _inputs(line.store, line.store.first_period, line.store.first_period)
+    with pytest.raises(Cancelled):
+        run_pipeline(inputs, None, tmp_path, SETTINGS, lambda stage, share: None, lambda: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_panel_users_never_supply_a_target(line: Line, tmp_path: Path) -> None:
+    """Changing what panel users did last changes no weight: neither the LoRA's nor the retriever's."""
+    inputs = _inputs(line.store, line.store.first_period, line.store.first_period)
+    shuffled = {
+        user: (*events[:-1], events[0]) if user in inputs.panel and len(events) > 2 else events
+        for user, events in inputs.histories.items()
+    }
+    changed = EvolutionInputs(inputs.domain, inputs.items, shuffled, inputs.window_event_ids, inputs.panel, inputs.seed)
+    _run(changed, None, tmp_path / "changed")
+    for name in ("adapter_model.safetensors", "retriever.safetensors"):
+        assert (tmp_path / "changed" / name).read_bytes() == (line.first / name).read_bytes(), name

@@ -1,0 +1,24 @@
+"""The arithmetic in docstrings holds."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "evolver.evaluate",
+    "evolver.update",
+    "service.scoring",
+    "shared.manifest",
+    "shared.retriever",
+    "deploy.demo.trial",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name: str) -> None:
+    outcome = doctest.testmod(importlib.import_module(name))
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
