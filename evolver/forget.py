@@ -1,16 +1,19 @@
 """Forget: which older interactions no longer say anything about a user (EvoRec, arXiv 2511.16414, "Forget").
 
 A light sequential model, fitted to the window, models the user's current sequence. With R the user's newest
-interactions and H_<r the history before r, an older interaction o contributes
+interactions, an older interaction o contributes what it alone says about the one of them that it speaks for most:
 
-    c(o) = mean over r in R of [ log p(r | H_<r) - log p(r | H_<r without o) ]
+    s(o, r) = log p(r | o) - log p(r)          how much likelier o makes r
+    c(o)    = max over r in R of s(o, r)
 
-and is outdated where c(o) < theta: the model predicts what the user does now better without it. The newest
-interactions, R and everything of the window among them, are never forgotten.
+and is outdated where c(o) < theta: it makes all of what the user does now less likely. The newest interactions, R and
+everything of the window among them, are never forgotten. Why each interaction is judged alone, and not by what the
+model loses without it: docs/adr/0006.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +23,10 @@ from torch import Tensor
 from shared.retriever import Retriever
 from shared.types import Item, ItemId, UserId
 
-# theta: chosen on generated stores, where it is known which interactions a drift of taste made outdated.
-THRESHOLD = -0.02
+THRESHOLD = -0.5  # theta, in nats: chosen on generated stores, where it is known what a drift of taste made outdated
 RECENT = 4  # |R|
 KEPT_NEWEST = 3  # never forgotten, window or not
+PRIOR_ITEMS = 512  # p(r) is the mean of p(r | o) over so many items of the catalog
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,29 +37,25 @@ class CurrentSequence:
     n_old: int
 
 
-def contributions(model: Retriever, vectors: Tensor, rows: Tensor, n_old: int) -> Tensor:
-    """c(o) of the first n_old interactions.  vectors: item vectors [I, d], rows: catalog rows of the sequence [T] ->
-    [n_old]
+def contributions(model: Retriever, vectors: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
+    """c(o) of each older interaction.
+
+    vectors: item vectors [I, d], log_prior: log p(r) [I], old: catalog rows [O], recent: catalog rows of R -> [O]
     """
-    length = len(rows)
-    recent = torch.arange(max(n_old, length - RECENT), length)  # positions of R
-    whole = _logprobs(model, vectors, rows[None], recent[None] - 1)  # [1, R]
-    keep = torch.stack(
-        [torch.cat([torch.arange(o), torch.arange(o + 1, length)]) for o in range(n_old)]
-    )  # [n_old, T - 1]
-    # Without o everything after it stands one position earlier.
-    without = _logprobs(model, vectors, rows[keep], (recent[None] - 2).expand(n_old, -1))  # [n_old, R]
-    return (whole - without).mean(1)
+    return (alone(model, vectors, old)[:, recent] - log_prior[recent]).max(1).values
 
 
-def _logprobs(model: Retriever, vectors: Tensor, rows: Tensor, before: Tensor) -> Tensor:
-    """log p of the item that follows each position.  rows: [N, T], before: positions [N, R] -> [N, R]"""
-    states = model.encode(vectors[rows])  # [N, T, d]
-    picked = states.gather(1, before[..., None].expand(-1, -1, states.shape[-1]))
-    logits = picked @ vectors.T  # [N, R, I]
-    next_rows = rows.gather(1, before + 1)
-    chosen: Tensor = logits.gather(2, next_rows[..., None]).squeeze(2) - logits.logsumexp(2)
-    return chosen
+def alone(model: Retriever, vectors: Tensor, rows: Tensor) -> Tensor:
+    """log p(. | o) over the catalog, given a single interaction.  rows: [O] -> [O, I]"""
+    states = model.encode(vectors[rows][:, None])[:, 0]  # [O, d]
+    return torch.log_softmax(states @ vectors.T, dim=1)
+
+
+def log_prior(model: Retriever, vectors: Tensor) -> Tensor:
+    """log p(r): what the model expects next when it knows nothing of the user.  -> [I]"""
+    step = max(1, len(vectors) // PRIOR_ITEMS)
+    given = alone(model, vectors, torch.arange(0, len(vectors), step))
+    return given.logsumexp(0) - math.log(len(given))
 
 
 @torch.inference_mode()
@@ -72,18 +71,16 @@ def outdated(
     model.eval()
     rows_of = {item.item_id: row for row, item in enumerate(items)}
     vectors = model.item_vectors(items)
+    prior = log_prior(model, vectors) if len(items) else vectors
     found: dict[UserId, frozenset[int]] = {}
     for done, (user, sequence) in enumerate(sequences.items(), start=1):
-        positions = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
-        n_old = sum(1 for p in positions if p < sequence.n_old)
-        may_go = min(n_old, len(positions) - KEPT_NEWEST)
-        # One interaction alone (n_old = 1 and nothing else before R) has nothing to be compared with.
-        if may_go > 0 and n_old < len(positions) and len(positions) > 2:
-            rows = torch.tensor([rows_of[sequence.items[p]] for p in positions])
-            scores = contributions(model, vectors, rows, n_old)[:may_go]
-            gone = frozenset(
-                p for p, score in zip(positions[:may_go], scores.tolist(), strict=True) if score < threshold
-            )
+        known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
+        old = [p for p in known[:-KEPT_NEWEST] if p < sequence.n_old]
+        recent = [p for p in known if p >= sequence.n_old][-RECENT:]
+        if old and recent:
+            rows = torch.tensor([rows_of[sequence.items[p]] for p in (*old, *recent)])
+            scores = contributions(model, vectors, prior, rows[: len(old)], rows[len(old) :])
+            gone = frozenset(p for p, score in zip(old, scores.tolist(), strict=True) if score < threshold)
             if gone:
                 found[user] = gone
         on_user(done / len(sequences))
