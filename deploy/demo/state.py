@@ -17,7 +17,15 @@ from shared.types import DomainId
 
 DOMAIN = DomainId("demo")
 _NEVER = 10**9  # the demo asks for its evolutions itself; no trigger may fire before
-_PANEL_SHARE = 0.2  # of a small store, so that its hit rates say something
+_PANEL_SHARE = 0.12  # of a small store, so that its hit rates say something
+# Three minutes on two cores; the environment has the last word.
+_SIZES: dict[str, object] = {
+    "max_train_examples": 240,
+    "max_located_users": 96,
+    "max_evaluated_users": 72,
+    "max_validation_users": 48,
+    "update_epochs": 1,
+}
 # What connects an installation to its real data, and the lock that guards it.
 _DROPPED = ("EVOREC_REDIS_URL", "EVOREC_BROKER_URL", "EVOREC_ARTIFACTS_URL", "EVOREC_API_KEYS", "EVOREC_API_KEY")
 
@@ -52,7 +60,9 @@ def fresh_state(seed: int) -> Iterator[DemoState]:
             raise Conflict(f"another `evorec demo` runs in {folder}") from error
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "logs").mkdir(parents=True)
+        sizes = {name: size for name, size in _SIZES.items() if name not in user.model_fields_set}
         changes: dict[str, object] = {
+            **sizes,
             "state_dir": folder,
             "base_model": _absolute(user.base_model),
             "host": "127.0.0.1",
