@@ -58,14 +58,14 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig:
-    """The recipe; the defaults made the shipped model."""
+    """The recipe. The defaults are what making the shipped model taught; its own runs are in its `pretrain.json`."""
 
     stages: tuple[Stage, ...] = (
         Stage(steps=150, batch=64, candidates=4, history=2, hard=0.0, matches=1.0, any_label=0.5),
         Stage(steps=110, batch=48, candidates=10, history=2, hard=0.0, matches=1.0, any_label=0.5),
-        Stage(steps=110, batch=32, candidates=20, history=3, hard=0.0, matches=0.8, any_label=0.2),
+        Stage(steps=360, batch=32, candidates=20, history=2, hard=0.0, matches=0.8, any_label=0.3),
         Stage(steps=140, batch=48, candidates=10, history=6, hard=0.1, matches=0.1, any_label=0.2),
-        Stage(steps=240, batch=32, candidates=20, history=10, hard=0.15),
+        Stage(steps=600, batch=32, candidates=20, history=10, hard=0.0, matches=0.1),
     )
     vocab_size: int = 4096
     hidden_size: int = 192
