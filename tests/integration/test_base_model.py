@@ -13,7 +13,7 @@ from shared.config import Settings
 from shared.prompt import Prompt, PromptBuilder
 from shared.types import ItemId, UserId
 
-UNSEEN_SEEDS = (5001, 5002)  # `evorec pretrain` used 1000 to 1059
+UNSEEN_SEEDS = (5001, 5002, 5003, 5004)
 USERS = 150
 
 
