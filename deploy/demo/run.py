@@ -28,7 +28,7 @@ from shared.evolutions import Evolution
 from shared.types import AdapterName, Interaction, UserId
 
 _SWAP_TIMEOUT_S = 60.0
-_TRAFFIC_INTERVAL_S = 0.5
+_TRAFFIC_INTERVAL_S = 1.0
 
 
 @dataclass(slots=True)
