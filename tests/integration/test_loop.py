@@ -30,7 +30,7 @@ from shared.config import Settings
 from shared.prompt import PromptBuilder, candidate_order
 from shared.types import AdapterName, DomainId, Interaction, Item, ItemId, UserId
 
-START_S, EVOLVE_S, SWAP_S = 240, 240, 30
+START_S, EVOLVE_S, SWAP_S = 300, 500, 60
 # bfloat16 in the engine against float32 in PEFT: rounding of some 60 matrix products
 TOLERANCE = 0.08
 SMALL = {
@@ -98,7 +98,7 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
         process = subprocess.Popen(
             [sys.executable, "-m", "deploy.cli.main", "up"],
             cwd=tmp_path,
-            env={**os.environ, **changes},
+            env={**_clean_environment(), **changes},
             stdout=sink,
             stderr=sink,
         )
@@ -119,6 +119,14 @@ async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-3000:]
+
+
+def _clean_environment() -> dict[str, str]:
+    """Without what an engine started earlier in this process has set for its own threads: inherited, it makes vLLM's
+    and the evolver's threads spin against each other.
+    """
+    prefixes = ("VLLM_", "OMP_", "KMP_", "GOMP_", "LD_PRELOAD")
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
 
 
 async def _ready(http: httpx.AsyncClient, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -150,7 +158,7 @@ async def requests_going_on(stack: Stack, users: list[UserId]) -> AsyncIterator[
             else:
                 seen.failures.append(answer.text)
             number += 1
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.7)
 
     tasks = [asyncio.create_task(client(offset)) for offset in range(2)]
     try:
