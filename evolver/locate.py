@@ -82,25 +82,24 @@ def locate(
     rows: list[Tensor] = [torch.empty(0)] * len(old)
     done = 0
     for chunk in batches_by_length(new, batch_size):
-        before = block_means(model, collate([old[i] for i in chunk]))  # [B, L, d]
-        after = block_means(model, collate([new[i] for i in chunk]))
-        for i, similarity in zip(chunk, torch.cosine_similarity(before, after, dim=-1), strict=True):
-            rows[i] = similarity
+        before, after = collate([old[i] for i in chunk]), collate([new[i] for i in chunk])
+        h_old, h_new = block_outputs(model, before), block_outputs(model, after)
+        for row, i in enumerate(chunk):
+            rows[i] = layer_similarity(h_old[row], h_new[row], before.mask[row], after.mask[row])
         done += len(chunk)
         on_batch(done / len(old))
     return located(torch.stack(rows))
 
 
-def block_means(model: PeftModel, batch: PromptBatch) -> Tensor:
-    """Every decoder block's output, pooled over real tokens.  -> [B, L, d]"""
-    with _block_outputs(model) as outputs:
+def block_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:
+    """Every decoder block's output for each prompt.  -> [B, L, T, d]"""
+    with _collected(model) as outputs:
         run_trunk(model, batch.ids)
-    h = torch.stack(outputs, dim=1).float()  # [B, L, T, d]
-    return torch.stack([pooled(one, mask) for one, mask in zip(h, batch.mask, strict=True)])
+    return torch.stack(outputs, dim=1).float()
 
 
 @contextmanager
-def _block_outputs(model: PeftModel) -> Iterator[list[Tensor]]:
+def _collected(model: PeftModel) -> Iterator[list[Tensor]]:
     """Collect block outputs by hooks: a library's last "hidden state" may already be normalised."""
     outputs: list[Tensor] = []
 

@@ -107,6 +107,10 @@ class _Run:
     ) -> None:
         self._inputs, self._parent, self._settings, self._stages = inputs, parent, settings, stages
         self._builder = PromptBuilder.load(settings)
+        # What the parent knows, read once: its retriever over today's catalog, and what it has forgotten.
+        self._known = ForgottenSet.load(parent.folder) if parent else ForgottenSet()
+        self._parent_retriever = Retriever.load(parent.folder) if parent else Retriever([])
+        self._parent_index = RetrieverIndex(self._parent_retriever, inputs.items)
         self._split: Split = split(
             inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_validation_users
         )
@@ -157,10 +161,8 @@ class _Run:
     def _before(self, model: PeftModel) -> Report:
         """What the domain answered until now: the parent, or popularity where there is none."""
         if self._parent is None:
-            index = RetrieverIndex(Retriever([]), self._inputs.items)
-            return self._evaluate(Version(None, index, ForgottenSet()), POPULARITY_ONLY)
-        index = RetrieverIndex(Retriever.load(self._parent.folder), self._inputs.items)
-        return self._evaluate(Version(model, index, self._known_forgotten()), self._parent.manifest.blend)
+            return self._evaluate(Version(None, self._parent_index, self._known), POPULARITY_ONLY)
+        return self._evaluate(Version(model, self._parent_index, self._known), self._parent.manifest.blend)
 
     def _evaluate(self, version: Version, weights: BlendWeights) -> Report:
         cases = make_cases(self._split.panel, self._popularity, seed=self._inputs.seed)
@@ -209,7 +211,7 @@ class _Run:
             # Nobody can vote: the top layers, nearest to the answer, and still no more than may be trained.
             k = max(1, 3 * len(everything) // 10)
             return Location(tuple(everything[-k:]), (0,) * len(everything), (1.0,) * len(everything))
-        index = RetrieverIndex(Retriever.load(self._parent.folder), self._inputs.items)
+        index = self._parent_index
         old, new = zip(
             *(self._old_and_new(index, user) for user in users[: self._settings.max_located_users]), strict=True
         )
@@ -217,7 +219,7 @@ class _Run:
 
     def _old_and_new(self, index: RetrieverIndex, user: UserId) -> tuple[Prompt, Prompt]:
         """The prompts before and after the window, with the candidates that the new history retrieves."""
-        known = self._known_forgotten()
+        known = self._known
         old = filtered(known, user, self._old_events(user))
         new = filtered(known, user, self._split.visible[user])
         candidates = self._served_candidates(index, user, new)
@@ -227,17 +229,22 @@ class _Run:
 
     def _forget(self) -> _Forgetting:
         items, seed, report = self._inputs.items, self._inputs.seed, self._stages.report
-        known = self._known_forgotten()
+        known = self._known
         sequences = {user: filtered(known, user, self._split.visible[user]) for user in self._learned_users()}
         if self._parent is None:
             retriever = train_retriever(
                 items, sequences, epochs=self._settings.retriever_epochs, seed=seed, on_step=report
             )
             return _Forgetting(retriever, known, 0, 0.0)
-        parent = Retriever.load(self._parent.folder)
         windows = {user: self._window_positions(user, known) for user in sequences}
         retriever = finetune_retriever(
-            parent, items, sequences, windows, epochs=self._settings.retriever_window_epochs, seed=seed, on_step=report
+            self._parent_retriever,
+            items,
+            sequences,
+            windows,
+            epochs=self._settings.retriever_window_epochs,
+            seed=seed,
+            on_step=report,
         )
         # Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
         return self._outdated(retriever, known)
@@ -325,9 +332,6 @@ class _Run:
         ]
 
     # -- what the steps share -----------------------------------------------------------------------------------------
-
-    def _known_forgotten(self) -> ForgottenSet:
-        return ForgottenSet.load(self._parent.folder) if self._parent else ForgottenSet()
 
     def _learned_users(self, *, trainable_only: bool = False) -> list[UserId]:
         """Users whose visible interactions may be targets; validation users' last one is not visible."""
