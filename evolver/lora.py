@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shared.base_model import base_model_folder
 from shared.config import Settings
+from shared.precision import cpu_dtype
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -37,9 +38,8 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
     model = get_peft_model(base, config)
     if parent is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
-    # Master weights stay float32; the trunk computes in the engine's own precision, which CPUs with AMX run much
-    # faster.
-    model.compute_dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    # Master weights stay float32; the trunk computes in what the engine computes in on this CPU.
+    model.compute_dtype = getattr(torch, cpu_dtype(settings.dtype))
     # The artifact must not name a folder of the machine that trained it.
     model.peft_config["default"].base_model_name_or_path = None
     return model.eval()

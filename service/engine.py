@@ -23,6 +23,7 @@ from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable
 from service.scoring import log_softmax
 from shared.config import Settings
 from shared.errors import InvalidInput
+from shared.precision import cpu_dtype
 
 log = structlog.get_logger(__name__)
 
@@ -47,11 +48,11 @@ def engine_environment(settings: Settings) -> dict[str, str]:
     return {name: value for name, value in defaults.items() if name not in os.environ}
 
 
-def engine_arguments(settings: Settings) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs."""
+def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs. `on_cpu`: whether vLLM runs on one here."""
     return {
         "model": settings.base_model,
-        "dtype": settings.dtype,
+        "dtype": cpu_dtype(settings.dtype) if on_cpu else settings.dtype,
         "max_model_len": settings.max_model_len,
         "seed": settings.seed,
         "enforce_eager": True,
@@ -71,11 +72,12 @@ def _build(settings: Settings, abandoned: threading.Event) -> Any:
     """Blocks for some 15 s: imports vllm, starts its processes, loads the base model."""
     os.environ.update(engine_environment(settings))
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if abandoned.is_set():
         raise EngineUnavailable("nobody waits for this engine any more")
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings)))
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(settings, on_cpu=current_platform.is_cpu())))
 
 
 async def start_engine(settings: Settings) -> VllmEngine:

@@ -25,7 +25,9 @@ class Settings(BaseSettings):
 
     # -- model ------------------------------------------------------------------------------------
     base_model: str = Field(str(SHIPPED_BASE_MODEL), description="Hugging Face id or folder of a causal LM")
-    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+        "auto", description="auto: the base's own on a GPU; on a CPU bfloat16 where the processor has it, else float32"
+    )
     lora_rank: PositiveInt = 16
     max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
     max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")
