@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from service import lora_kernels
 from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable, LoraHandle
 from service.scoring import log_softmax
 from shared.config import Settings
@@ -35,7 +36,7 @@ DRAIN_S = 10.0
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
-    """Environment that vLLM reads when it starts its processes; what the user has set wins."""
+    """Environment that vLLM and its plugin read when they start; of vLLM's, what the user has set wins."""
     defaults = {
         # Left alone, vLLM keeps cores free for itself: one of two would idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))),
@@ -45,7 +46,10 @@ def engine_environment(settings: Settings) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return {name: value for name, value in defaults.items() if name not in os.environ}
+    return {
+        **{name: value for name, value in defaults.items() if name not in os.environ},
+        lora_kernels.SWITCH: str(int(settings.lora_kernels)),
+    }
 
 
 def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
@@ -63,6 +67,7 @@ def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
         "max_cpu_loras": max(settings.max_cpu_loras, settings.max_loras),
         "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= settings.lora_rank),
         "lora_target_modules": list(LORA_MODULES),
+        "worker_extension_cls": "service.lora_kernels.report.KernelReport",
         "max_logprobs": MAX_LABELS,
         "disable_log_stats": True,
     }
@@ -88,13 +93,24 @@ async def start_engine(settings: Settings) -> VllmEngine:
     abandoned = threading.Event()
     building = asyncio.create_task(asyncio.to_thread(_build, settings, abandoned), name="vllm-build")
     try:
-        return VllmEngine(await asyncio.shield(building))
+        llm = await asyncio.shield(building)
+        await _log_lora_kernels(llm)
+        return VllmEngine(llm)
     except asyncio.CancelledError:
         abandoned.set()
         await _end(building)
         raise
     except Exception as error:
+        await _end(building)
         raise EngineUnavailable(f"vLLM did not start: {error}") from error
+
+
+async def _log_lora_kernels(llm: Any) -> None:
+    """Say which code makes the LoRA products: a plugin that does not fit or fails to load leaves vLLM's own."""
+    used = sorted({name for worker in await llm.collective_rpc("lora_kernels") for name in worker})
+    log.info("lora_kernels", used=used, dtype=str(llm.model_config.dtype))
+    if any(name.startswith("vllm.") and name.endswith("CPU") for name in used):
+        log.warning("slow_lora_kernels", used=used, hint="vLLM's own for CPUs, many times slower; see its log for why")
 
 
 async def _end(building: asyncio.Task[Any]) -> None:

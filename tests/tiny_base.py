@@ -73,7 +73,7 @@ def write_weights(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def adapter_shapes() -> dict[str, tuple[int, int]]:
+def adapter_shapes(rank: int = RANK) -> dict[str, tuple[int, int]]:
     """LoRA tensors of every linear of the base: name -> shape."""
     hidden, inner, head = CONFIG["hidden_size"], CONFIG["intermediate_size"], CONFIG["head_dim"]
     attention, keys = head * CONFIG["num_attention_heads"], head * CONFIG["num_key_value_heads"]
@@ -90,23 +90,25 @@ def adapter_shapes() -> dict[str, tuple[int, int]]:
     for layer in range(CONFIG["num_hidden_layers"]):
         for name, (features_in, features_out) in linears.items():
             prefix = f"base_model.model.model.layers.{layer}.{name}"
-            shapes[f"{prefix}.lora_A.weight"] = (RANK, features_in)
-            shapes[f"{prefix}.lora_B.weight"] = (features_out, RANK)
+            shapes[f"{prefix}.lora_A.weight"] = (rank, features_in)
+            shapes[f"{prefix}.lora_B.weight"] = (features_out, rank)
     return shapes
 
 
-def write_adapter(folder: Path, seed: int, base: Path) -> Path:
-    """A random LoRA of rank 16 on all seven linears, as PEFT stores it."""
+def write_adapter(folder: Path, seed: int, base: Path, *, rank: int = RANK) -> Path:
+    """A random LoRA on all seven linears, as PEFT stores it."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
-    tensors = {name: random.normal(0.0, 0.1, size=shape).astype(np.float32) for name, shape in adapter_shapes().items()}
+    tensors = {
+        name: random.normal(0.0, 0.1, size=shape).astype(np.float32) for name, shape in adapter_shapes(rank).items()
+    }
     save_file(tensors, str(folder / "adapter_model.safetensors"))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
-        "r": RANK,
-        "lora_alpha": 2 * RANK,
+        "r": rank,
+        "lora_alpha": 2 * rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": TARGETS,

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from structlog.testing import capture_logs
 
 from service.engine import start_engine
+from service.lora_kernels import WRAPPER
 from service.ports import EngineUnavailable, LoraHandle, RankingEngine
 from shared.config import Settings
 from tests.conftest import make_settings
@@ -42,7 +44,10 @@ def engine_settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Set
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine(engine_settings: Settings) -> AsyncIterator[RankingEngine]:
-    built = await start_engine(engine_settings)
+    with capture_logs() as said:
+        built = await start_engine(engine_settings)
+    # A plugin that fails to load is only logged by vLLM: the engine asks its workers what they use.
+    assert {"event": "lora_kernels", "used": [WRAPPER]}.items() <= said[-1].items()
     yield built
     await built.close()
 

@@ -10,6 +10,7 @@ import pytest
 MODULES = [
     "evolver.evaluate",
     "evolver.update",
+    "service.lora_kernels.rows",
     "service.scoring",
     "shared.manifest",
     "shared.retriever",

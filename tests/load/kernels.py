@@ -1,0 +1,200 @@
+"""Throughput of multi-LoRA batches on this CPU: the kernels, vLLM's own, and the engine without LoRA.
+
+    python -m tests.load.kernels [--rounds 5]
+
+Two models: the shipped base, and a 1024-wide one with random weights. Every round asks all engines, so a ratio
+compares what ran within seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import track
+
+from service.lora_kernels import SWITCH
+from shared.config import SHIPPED_BASE_MODEL, Settings
+from shared.precision import cpu_dtype
+from tests.load.engine_process import LINEARS, Batch, EngineProcess
+from tests.load.results import Entry, compared, save
+
+COMMAND = "python -m tests.load.kernels"
+RANK = 16
+MAX_LORAS = 8
+PREFILL = {n: Batch(n_prompts=64, length=250, adapters=n) for n in (0, 1, 4, 8)}
+DECODE = {n: Batch(n_prompts=64, length=16, adapters=n, max_tokens=17) for n in (0, 4)}
+# Of the ceiling for the shipped base, of the engine without LoRA for the wide one.
+TARGETS = {"tiny": {1: 0.95, 4: 0.88, 8: 0.80}, "wide": {1: 0.93, 4: 0.90, 8: 0.87}}
+DECODE_TARGET = 0.75
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base model and adapters for it. `config` is its `config.json`."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    adapters: tuple[Path, ...]
+
+    @property
+    def ceiling(self) -> float:
+        """The share of its throughput that a model with LoRA could keep if every multiplication cost the same."""
+        linears = linears_of(self.config)
+        base = sum(n_in * n_out for n_in, n_out in linears)
+        heads = self.config["num_attention_heads"] * self.config["head_dim"]
+        attention = 2 * heads * PREFILL[1].length // 2  # scores and values, over half of the prompt on average
+        lora = sum(RANK * (n_in + n_out) for n_in, n_out in linears)
+        return float((base + attention) / (base + attention + lora))
+
+
+def linears_of(config: dict[str, Any]) -> list[tuple[int, int]]:
+    """(in, out) of the seven linears of a decoder block."""
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = head * config["num_attention_heads"], head * config["num_key_value_heads"]
+    return [
+        *((hidden, query), (hidden, key), (hidden, key), (query, hidden)),
+        *((hidden, inner), (hidden, inner), (inner, hidden)),
+    ]
+
+
+def tiny_model(root: Path) -> Model:
+    """The base that evorec ships."""
+    from transformers import AutoModelForCausalLM
+
+    return _with_adapters("tiny", SHIPPED_BASE_MODEL, AutoModelForCausalLM.from_pretrained(SHIPPED_BASE_MODEL), root)
+
+
+def wide_model(root: Path) -> Model:
+    """1024 wide, 8 layers, random weights: speed does not ask what they say."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(root / "wide")
+    return _with_adapters("wide", root / "wide", model, root)
+
+
+def _with_adapters(name: str, folder: Path, model: Any, root: Path) -> Model:
+    from peft import LoraConfig, get_peft_model
+
+    from evolver.lora import TARGET_MODULES
+
+    config = model.config.to_dict()
+    lora = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGET_MODULES), init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(model, lora)
+    folders = tuple(root / f"{name}-adapter-{n}" for n in range(MAX_LORAS))
+    for target in folders:
+        adapted.save_pretrained(str(target))
+    return Model(name, folder, config, folders)
+
+
+@contextlib.contextmanager
+def engines(model: Model, logs: Path) -> Iterator[dict[str, EngineProcess]]:
+    """Three engines of the same model: without LoRA, with the kernels, with vLLM's own LoRA."""
+    settings = Settings()
+    plain = {
+        "model": str(model.folder),
+        "dtype": cpu_dtype(settings.dtype),
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 2048,
+    }
+    lora = plain | {
+        "enable_lora": True,
+        "max_loras": MAX_LORAS,
+        "max_lora_rank": RANK,
+        "lora_target_modules": LINEARS,
+    }
+    with (
+        EngineProcess(logs / "plain.log", plain) as without,
+        EngineProcess(logs / "kernels.log", lora, model.adapters, **{SWITCH: "1"}) as kernels,
+        EngineProcess(logs / "stock.log", lora, model.adapters, **{SWITCH: "0"}) as stock,
+    ):
+        yield {"without": without, "kernels": kernels, "stock": stock}
+
+
+def measure(model: Model, rounds: int, logs: Path) -> list[Entry]:
+    """All entries of one model."""
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    with engines(model, logs) as running:
+        for engine in running.values():  # the first batches compile, allocate and load adapters
+            engine.seconds(PREFILL[0])
+        for n in PREFILL:
+            running["kernels"].seconds(PREFILL[n])
+        for _ in track(range(rounds), description=f"{model.name}: rounds"):
+            for kind, batches in (("prefill", PREFILL), ("decode", DECODE)):
+                baseline = running["without"].seconds(batches[0])
+                seconds.setdefault(("without", kind, 0), []).append(baseline)
+                for n, batch in batches.items():
+                    seconds.setdefault(("kernels", kind, n), []).append(running["kernels"].seconds(batch))
+        # vLLM's own takes some twenty times as long: once is enough to say so.
+        short = Batch(n_prompts=16, length=250, adapters=4)
+        pairs = [(running["stock"].seconds(short), running["kernels"].seconds(short)) for _ in range(2)][1:]
+    return [*_entries(model, seconds), _stock_entry(model, pairs)]
+
+
+def _entries(model: Model, seconds: dict[tuple[str, str, int], list[float]]) -> Iterator[Entry]:
+    yield compared(f"{model.name}: ceiling with LoRA (FLOPs)", "ratio", [model.ceiling], COMMAND)
+    for (engine, kind, n), taken in seconds.items():
+        batch = (PREFILL if kind == "prefill" else DECODE)[n]
+        rates = [batch.n_prompts / s for s in taken]
+        base_rates = [batch.n_prompts / s for s in seconds["without", kind, 0]]
+        name = f"{model.name}, {kind}: "
+        if engine == "without":
+            yield compared(f"{name}engine without LoRA", "prompts/s", rates, COMMAND)
+            continue
+        target = DECODE_TARGET if kind == "decode" else TARGETS[model.name].get(n)
+        if target and kind == "prefill" and model.name == "tiny":
+            target *= model.ceiling
+        yield compared(
+            f"{name}{n} adapters mixed" if n else f"{name}base requests, LoRA enabled",
+            "prompts/s",
+            rates,
+            COMMAND,
+            baseline=f"{name}engine without LoRA",
+            against=base_rates,
+            target=target if n else None,
+        )
+
+
+def _stock_entry(model: Model, pairs: list[tuple[float, float]]) -> Entry:
+    return compared(
+        f"{model.name}, prefill: vLLM's own LoRA, 4 adapters mixed",
+        "prompts/s",
+        [16 / stock for stock, _ in pairs],
+        COMMAND,
+        baseline="the kernels on the same 16 prompts",
+        against=[16 / kernels for _, kernels in pairs],
+    )
+
+
+def main(rounds: Annotated[int, typer.Option(min=1)] = 5, only: str = "tiny,wide") -> None:
+    """Measure and write docs/results/performance.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        makers = {"tiny": tiny_model, "wide": wide_model}
+        for name in only.split(","):
+            save(f"kernels-{name}", measure(makers[name](root), rounds, root))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""The arithmetic of the LoRA kernels, row by row against the definition; vLLM is not needed for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from service.lora_kernels.packing import ZEROS_PER_CALL, PackedLora
+from service.lora_kernels.rows import NO_SLOT, Rows
+
+SLOTS, RANK, WIDTH = 3, 4, 12
+SLICES = (10, 6, 6)
+
+
+def stacked(seed: int = 0, slices: Sequence[int] = SLICES) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What vLLM holds of one linear: A_i [L, 1, r, in] and B_i [L, 1, out_i, r]."""
+    generator = torch.Generator().manual_seed(seed)
+    a = tuple(torch.randn(SLOTS, 1, RANK, WIDTH, generator=generator, dtype=torch.float64) for _ in slices)
+    b = tuple(torch.randn(SLOTS, 1, width, RANK, generator=generator, dtype=torch.float64) for width in slices)
+    return a, b
+
+
+def by_definition(x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], slots: Sequence[int]) -> Tensor:
+    """y[i] = concat over slices of B x A, row by row; zero where a row has no adapter."""
+    rows = []
+    for row, slot in zip(x, slots, strict=True):
+        parts = [b_i[slot, 0] @ (a_i[slot, 0] @ row) for a_i, b_i in zip(a, b, strict=True)]
+        rows.append(torch.cat(parts) if slot != NO_SLOT else x.new_zeros(sum(len(part) for part in parts)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 2 + ZEROS_PER_CALL // (RANK * sum(SLICES))])
+@pytest.mark.parametrize("slot", range(SLOTS))
+def test_one_adapter_in_one_product_or_slice_by_slice(n_rows: int, slot: int) -> None:
+    a, b = stacked()
+    x = torch.randn(n_rows, WIDTH, dtype=torch.float64)
+    expected = 1.0 + 0.5 * by_definition(x, a, b, [slot] * n_rows)
+    y = torch.ones(n_rows, sum(SLICES), dtype=torch.float64)
+    PackedLora.pack(a, b, SLICES).add(y, x, slot, 0.5)
+    torch.testing.assert_close(y, expected)
+
+
+@given(slots=st.lists(st.sampled_from([NO_SLOT, 1, 2]), min_size=1, max_size=20))
+def test_mixed_rows_in_one_masked_product(slots: list[int]) -> None:
+    a, b = stacked()
+    x = torch.randn(len(slots), WIDTH, dtype=torch.float64)
+    expected = 1.0 + by_definition(x, a, b, slots)
+    y = torch.ones(len(slots), sum(SLICES), dtype=torch.float64)
+    one_hot = (torch.tensor(slots)[:, None] == torch.arange(1, 3)).double()
+    PackedLora.pack(a, b, SLICES).add_mixed(y, x, one_hot, 1, 3, 1.0)
+    torch.testing.assert_close(y, expected)
+
+
+def test_vllm_goes_on_writing_through_its_own_tensors() -> None:
+    a, b = stacked()
+    packed = PackedLora.pack(a, b, SLICES)
+    fresh_a, fresh_b = stacked(seed=1)
+    for mine, theirs in zip((*a, *b), (*fresh_a, *fresh_b), strict=True):
+        mine[1] = 0  # what vLLM does when it clears a slot
+        mine[1, 0, : theirs.shape[2], : theirs.shape[3]].copy_(theirs[1, 0])
+    x = torch.randn(4, WIDTH, dtype=torch.float64)
+    for slot, (wanted_a, wanted_b) in {0: stacked(), 1: (fresh_a, fresh_b)}.items():
+        y = torch.zeros(4, sum(SLICES), dtype=torch.float64)
+        packed.add(y, x, slot, 1.0)
+        torch.testing.assert_close(y, by_definition(x, wanted_a, wanted_b, [slot] * 4))
+
+
+def test_a_slice_without_adapter_stays_zero() -> None:
+    a, b = stacked()
+    packed = PackedLora.pack(a, b, SLICES)
+    a[1][2] = b[1][2] = 0  # an adapter that has no matrices for the second slice
+    x = torch.randn(7, WIDTH, dtype=torch.float64)
+    y = torch.zeros(7, sum(SLICES), dtype=torch.float64)
+    packed.add(y, x, 2, 1.0)
+    assert not y[:, SLICES[0] : SLICES[0] + SLICES[1]].any()
+    assert y[:, : SLICES[0]].all()
+
+
+@given(ids=st.lists(st.sampled_from([0, 5, 9]), max_size=30))
+def test_rows_say_of_each_row_which_slot_it_uses(ids: list[int]) -> None:
+    rows = Rows.of(ids, {5: 3, 9: 1})
+    assert rows.slots.tolist() == [{0: NO_SLOT, 5: 3, 9: 1}[i] for i in ids]
+    covered = {row: run.slot for run in rows.runs for row in range(run.start, run.end)}
+    assert covered == {row: slot for row, slot in enumerate(rows.slots.tolist()) if slot != NO_SLOT}
+    assert all(left.end < right.start or left.slot != right.slot for left, right in pairwise(rows.runs))  # no run split
+    first, last = rows.slot_range
+    assert all(first <= run.slot < last for run in rows.runs)
