@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from evolver.lora import run_trunk
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
 from shared.types import Item, ItemId, UserId
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best hundred
 

@@ -290,6 +290,8 @@ class _Run:
 
 def load_pipeline() -> Pipeline:
     """The real one, imported when first needed: torch and transformers take seconds and hundreds of megabytes."""
+    import peft  # noqa: F401 - the pipeline asks for it only when it loads the model
+
     from evolver.pipeline import run_pipeline
 
     return run_pipeline

@@ -14,14 +14,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from evolver.batches import PromptBatch, batches_by_length, collate
 from evolver.lora import decoder_layers, run_trunk
 from shared.prompt import Prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 LOCATED_SHARE = 0.3
 

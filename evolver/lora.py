@@ -7,16 +7,18 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from shared.base_model import base_model_folder
 from shared.config import Settings
 from shared.precision import cpu_dtype
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -24,6 +26,11 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> PeftModel:
     """The base model in float32 with the parent version's LoRA, or a fresh one (B = 0: it changes nothing yet)."""
+    # PEFT and transformers take seconds to import: whoever only computes with tensors does without.
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base_model_folder(settings.base_model), dtype=torch.float32, trust_remote_code=False
     )

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from evolver.batches import build_prompt, make_example
 from evolver.evaluate import gain, paired_interval
@@ -43,6 +43,9 @@ from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import ItemId, UserId
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def run_pipeline(

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-from peft import PeftModel
 
 from evolver.batches import build_prompt, score_prompts
 from evolver.evaluate import POPULARITY_POWER, Case, draw_candidates, gain, rank_of, summarise
@@ -18,6 +18,9 @@ from shared.prompt import PromptBuilder, candidate_order
 from shared.ranking import BlendWeights, blend
 from shared.retriever import RetrieverIndex
 from shared.types import ItemId, UserId
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 POPULARITY_ONLY = BlendWeights(llm=0.0, retriever=0.0, popularity=1.0)
 _GRID = (0.0, 0.25, 0.5, 1.0, 2.0)

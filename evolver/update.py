@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from evolver.batches import batches_by_length, collate, label_logprobs, score_prompts
 from evolver.lora import lora_state, restore_lora, train_only
 from shared.prompt import Prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from service.lora_kernels.rows import Groups
+
 # Multiplications by zero that cost as much as one more call (see docs/performance.md for the measurement).
 ZEROS_PER_CALL = 1_000_000
 
@@ -67,11 +69,54 @@ class PackedLora:
             y[:, column : column + width].addmm_(h[:, i * self.rank : (i + 1) * self.rank], block, alpha=scale)
             column += width
 
-    def add_mixed(self, y: Tensor, x: Tensor, one_hot: Tensor, first: int, last: int, scale: float) -> None:
-        """y += scale (mask * (x A^T)) B with the matrices of the slots first..last side by side, where mask leaves
-        each row its own slot's part.  y: [n, out], x: [n, in], one_hot: [n, last - first]
+    def add_grouped(self, y: Tensor, x: Tensor, groups: GroupTensors, scale: float) -> None:
+        """y += scale (x A^T) B for rows of several adapters, one batched product over the groups for each matrix.
+
+        y: [n, out], x: [n, in]
         """
-        width = self.a.shape[1]
-        h = torch.nn.functional.linear(x, self.a[first:last].flatten(0, 1))
-        h.view(len(x), last - first, width).mul_(one_hot.unsqueeze(2))
-        y.addmm_(h, self.b[first:last].flatten(0, 1), alpha=scale)
+        n_groups = len(groups.slots)
+        a, b = groups.of_slots(self.a), groups.of_slots(self.b)
+        together = x.index_select(0, groups.gather).view(n_groups, -1, x.shape[1])
+        delta = groups.workspace(len(groups.gather) + 1, y.shape[1], y.dtype)
+        torch.bmm(torch.bmm(together, a.transpose(1, 2)), b, out=delta[:-1].view(n_groups, -1, y.shape[1]))
+        if groups.base_rows:
+            delta[-1] = 0  # what rows without adapter get
+        y.add_(delta.index_select(0, groups.scatter), alpha=scale)
+
+
+class Workspace:
+    """One buffer for all layers: a fresh one of some megabytes costs more in page faults than the product itself."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def __call__(self, n_rows: int, n_columns: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised [n_rows, n_columns], valid until the next call."""
+        n_bytes = n_rows * n_columns * dtype.itemsize
+        if len(self._buffer) < n_bytes:
+            self._buffer = torch.empty(n_bytes, dtype=torch.uint8)
+        return self._buffer[:n_bytes].view(dtype).view(n_rows, n_columns)
+
+
+@dataclass(frozen=True)
+class GroupTensors:
+    """A step's `Groups` for torch. `base_rows`: whether any row has no adapter."""
+
+    slots: Tensor
+    gather: Tensor
+    scatter: Tensor
+    consecutive: slice | None
+    base_rows: bool
+    workspace: Workspace
+
+    @classmethod
+    def of(cls, groups: Groups, workspace: Workspace) -> GroupTensors:
+        """The same in tensors."""
+        first, last = int(groups.slots[0]), int(groups.slots[-1]) + 1
+        whole = slice(first, last) if last - first == len(groups.slots) else None
+        slots, gather, scatter = (torch.from_numpy(each) for each in (groups.slots, groups.gather, groups.scatter))
+        return cls(slots, gather, scatter, whole, bool((groups.scatter == len(groups.gather)).any()), workspace)
+
+    def of_slots(self, stacked: Tensor) -> Tensor:
+        """The groups' matrices, copied only where their slots do not lie together.  stacked: [L, ...] -> [G, ...]"""
+        return stacked.index_select(0, self.slots) if self.consecutive is None else stacked[self.consecutive]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 NO_SLOT = -1
+# What the two products of a run cost besides their rows, and what a row costs that is moved to its group and back:
+# in rows of a product. Measured with 192 to 3072 features on 2 cores (docs/performance.md).
+RUN_COST = 64
+MOVED_ROW_COST = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,19 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """The rows sorted by slot into groups of one size, padded: G groups of P rows.
+
+    `slots`: [G]. `gather`: [G P], the row that comes to each place (any row where a place is padding). `scatter`: [n],
+    the place of each row; G P, one beyond the last, for rows without adapter.
+    """
+
+    slots: NDArray[np.int64]
+    gather: NDArray[np.int64]
+    scatter: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of a step. `slots`: [n], the slot of each row, NO_SLOT where the base model answers alone.
 
@@ -46,13 +64,23 @@ class Rows:
         runs = tuple(Run(slot, start, end) for slot, (start, end) in zip(found, spans, strict=True) if slot != NO_SLOT)
         return cls(slots, runs)
 
-    @property
-    def mean_run(self) -> float:
-        """Rows per run; 0 where no row uses an adapter."""
-        return sum(run.end - run.start for run in self.runs) / len(self.runs) if self.runs else 0.0
+    @cached_property
+    def groups(self) -> Groups | None:
+        """The groups, where moving the rows costs less than products run by run; else None.
 
-    @property
-    def slot_range(self) -> tuple[int, int]:
-        """The smallest range of slots (end exclusive) that holds all runs' slots."""
-        used = [run.slot for run in self.runs]
-        return (min(used), max(used) + 1) if used else (0, 0)
+        >>> Rows.of([7, 0, 9, 7], {7: 0, 9: 2}).groups
+        Groups(slots=array([0, 2]), gather=array([0, 3, 2, 0]), scatter=array([0, 4, 2, 1]))
+        """
+        if len(self.runs) < 2:
+            return None
+        used, counts = np.unique(self.slots[self.slots != NO_SLOT], return_counts=True)
+        size = int(counts.max())
+        if MOVED_ROW_COST * size * len(used) >= counts.sum() + RUN_COST * len(self.runs):
+            return None
+        gather = np.zeros(len(used) * size, dtype=np.int64)
+        scatter = np.full(len(self.slots), len(gather), dtype=np.int64)
+        for group, slot in enumerate(used):
+            rows = np.flatnonzero(self.slots == slot)
+            places = group * size + np.arange(len(rows))
+            gather[places], scatter[rows] = rows, places
+        return Groups(used, gather, scatter)

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from service.lora_kernels.packing import PackedLora
+from service.lora_kernels.packing import GroupTensors, PackedLora, Workspace
 from service.lora_kernels.rows import Rows
-
-# Below this many rows per run, one masked product over all slots costs less than products run by run.
-SHORT_RUN = 16
 
 
 class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
@@ -22,6 +19,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     adapter the last slot's.
 
     Rows of one adapter that lie together (a prompt, or several of one adapter) are one dense product for each matrix.
+    Where the runs are short (decoding), the rows are sorted by adapter first.
     """
 
     def __init__(
@@ -30,7 +28,8 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._rows = Rows.of((), {})
         self._sampled = self._rows
-        self._one_hot: dict[torch.dtype, Tensor] = {}
+        self._groups: GroupTensors | None = None
+        self._workspace = Workspace()
         self._packed: dict[int, PackedLora] = {}
 
     def update_metadata(
@@ -40,7 +39,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         slot_of = {lora_id: slot for slot, lora_id in enumerate(lora_index_to_id) if lora_id is not None}
         self._rows = Rows.of(mapping.index_mapping, slot_of)
         self._sampled = Rows.of(mapping.prompt_mapping, slot_of)
-        self._one_hot = {}
+        self._groups = None if self._rows.groups is None else GroupTensors.of(self._rows.groups, self._workspace)
         self.is_prefill = mapping.is_prefill
         self.no_lora = not self._rows.runs
         self._publish_indices(max_loras, vocab_size)
@@ -75,16 +74,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         if not self._rows.runs:
             return
         lora = self._packed_of(lora_a_stacked, lora_b_stacked, output_slices)
-        self._add(lora, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), scale)
-
-    def _add(self, lora: PackedLora, y: Tensor, x: Tensor, scale: float) -> None:
-        rows = self._rows
-        if len(rows.runs) > 1 and rows.mean_run < SHORT_RUN:
-            first, last = rows.slot_range
-            n = len(rows.slots)
-            lora.add_mixed(y[:n], x[:n], self._one_hot_of(x.dtype), first, last, scale)
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if self._groups is not None:
+            n = len(self._rows.slots)
+            lora.add_grouped(y[:n], x[:n], self._groups, scale)
             return
-        for run in rows.runs:
+        for run in self._rows.runs:
             lora.add(y[run.start : run.end], x[run.start : run.end], run.slot, scale)
 
     def add_shrink(
@@ -143,12 +138,6 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         for run in rows.runs:
             here = slice(run.start, run.end)
             y[here].addmm_(x[here].to(y.dtype), b_stacked[run.slot, 0].T, beta=int(add_inputs))
-
-    def _one_hot_of(self, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._one_hot:
-            first, last = self._rows.slot_range
-            self._one_hot[dtype] = torch.from_numpy(self._rows.slots[:, None] == np.arange(first, last)).to(dtype)
-        return self._one_hot[dtype]
 
     def _packed_of(
         self, a_stacked: Sequence[Tensor], b_stacked: Sequence[Tensor], output_slices: Sequence[int]

@@ -47,7 +47,7 @@ def test_hit_rates_per_group() -> None:
 
 
 def test_the_cast_drifts_and_stays() -> None:
-    store = make_store(7)
+    store = make_store(7, n_users=80, n_items=120)
     cast = cast_of(store)
     assert cast["drifting"] in store.drifting
     assert cast["steady"] in store.steady

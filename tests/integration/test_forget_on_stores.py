@@ -1,0 +1,59 @@
+"""Forget on stores where the truth is known: what no longer predicts goes, the newest never do."""
+
+from __future__ import annotations
+
+import torch
+
+from evolver.forget import CurrentSequence, outdated
+from evolver.retriever_training import train_retriever
+from evolver.stores import make_store
+from shared.retriever import Retriever, RetrieverConfig
+from shared.types import Interaction, Item, ItemId, UserId
+
+TEAS = [Item(ItemId(f"tea-{n}"), f"tea leaf {n}", "Tea") for n in range(8)]
+TENTS = [Item(ItemId(f"tent-{n}"), f"dome tent {n}", "Tents") for n in range(8)]
+ITEMS = [*TEAS, *TENTS]
+
+
+def _trained() -> Retriever:
+    """People who buy tea go on buying tea; likewise tents."""
+    generator = torch.Generator().manual_seed(0)
+    sequences = {}
+    for number in range(120):
+        shelf = TEAS if number % 2 else TENTS
+        order = torch.randperm(8, generator=generator)[:6].tolist()
+        sequences[UserId(f"u{number}")] = tuple(shelf[i].item_id for i in order)
+    config = RetrieverConfig(width=32, layers=1, word_buckets=256, dropout=0.0)
+    return train_retriever(ITEMS, sequences, epochs=20, seed=0, on_step=lambda _: None, config=config)
+
+
+def test_a_taste_left_behind_is_outdated_and_the_newest_are_kept() -> None:
+    model = _trained()
+    moved = CurrentSequence(tuple(i.item_id for i in (*TENTS[:3], *TEAS[:4])), n_old=3)
+    loyal = CurrentSequence(tuple(i.item_id for i in TEAS[:7]), n_old=3)
+    gone = outdated(model, ITEMS, {UserId("moved"): moved, UserId("loyal"): loyal})
+    assert gone.get(UserId("moved")), "nothing of the old taste was forgotten"
+    assert len(gone[UserId("moved")]) > len(gone.get(UserId("loyal"), ()))
+    assert all(position < moved.n_old for position in gone[UserId("moved")])
+
+
+def test_what_a_drift_made_outdated_is_found_on_a_generated_store() -> None:
+    """Where the truth is known: what is forgotten was outdated clearly more often than what is kept."""
+    store = make_store(31, n_users=300, n_items=200, n_categories=10)
+    sequences: dict[UserId, list[Interaction]] = {}
+    for event in (*store.first_period, *store.second_period):
+        sequences.setdefault(event.user_id, []).append(event)
+    first = {event.event_id for event in store.first_period}
+    items = {user: tuple(event.item_id for event in events) for user, events in sequences.items()}
+    model = train_retriever(store.items, items, epochs=10, seed=0, on_step=lambda _: None)
+    current = {
+        user: CurrentSequence(items[user], sum(event.event_id in first for event in events))
+        for user, events in sequences.items()
+    }
+    gone = outdated(model, store.items, current)
+    forgotten = {sequences[user][p].event_id for user, positions in gone.items() for p in positions}
+    old = {e.event_id for user, s in current.items() if s.n_old < len(s.items) for e in sequences[user][: s.n_old]}
+    precision = len(forgotten & store.outdated) / len(forgotten)
+    base_rate = len((old - forgotten) & store.outdated) / len(old - forgotten)
+    assert len(forgotten) > 50
+    assert precision > 1.3 * base_rate
