@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := shared service evolver deploy tests
 
-.PHONY: help setup demo up test unit lint format clean
+.PHONY: help setup demo up test unit bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: lint ## linters, types, import walls, then every test
 
 unit: setup ## the tests without I/O
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+bench: setup ## the figures of docs/performance.md, in about half an hour on a quiet machine
+	@for part in kernels serving ingestion page; do $(BIN)/python -m tests.load.$$part || exit 1; done
 
 lint: setup ## ruff, mypy and import-linter
 	@$(BIN)/ruff check $(PACKAGES)

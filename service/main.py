@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -42,6 +43,8 @@ def run(settings: Settings) -> None:
     One process, one event loop: a second uvicorn worker would be a second engine. Run more replicas instead.
     """
     configure_logging(settings, "service")
+    # Retrieval is one small product: threads of its own would spin against the engine's.
+    torch.set_num_threads(1)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -28,7 +28,7 @@ from service.ports import (
 from service.schemas import Influence, Reason, Recommendation, RecommendedItem, RecommendRequest
 from service.scoring import Ranked, by_llm, by_popularity, by_retriever
 from shared.config import Settings
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, Overloaded
 from shared.metrics import Metrics
 from shared.prompt import PromptBuilder, candidate_order
 from shared.retriever import in_categories
@@ -86,10 +86,20 @@ class Recommender:
         self._engine = engine
         self._prompts = prompts
         self._metrics = metrics
+        self._answering = 0
         self._running = 0
 
     async def recommend(self, request: RecommendRequest) -> Recommendation:
-        """UnknownDomain, or InvalidInput that names the unknown items."""
+        """UnknownDomain, InvalidInput that names the unknown items, or Overloaded: nothing queues without bound."""
+        if self._answering >= self._settings.max_concurrent_requests:
+            raise Overloaded(f"{self._answering} recommendations are being made already; ask again in a moment")
+        self._answering += 1
+        try:
+            return await self._recommend(request)
+        finally:
+            self._answering -= 1
+
+    async def _recommend(self, request: RecommendRequest) -> Recommendation:
         started = time.perf_counter()
         domain = DomainId(request.domain or self._settings.default_domain)
         user_id = None if request.user_id is None else UserId(request.user_id)

@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     )
     default_domain: str = "default"
     rank_timeout_ms: PositiveInt = 10_000
-    max_concurrent_rankings: PositiveInt = 64
+    max_concurrent_rankings: PositiveInt = Field(64, description="Beyond: the retriever's order, `degraded` says so")
+    max_concurrent_requests: PositiveInt = Field(256, description="Recommendations at once; beyond: 503, Retry-After")
     registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
 
     # -- interactions -----------------------------------------------------------------------------

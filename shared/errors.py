@@ -34,6 +34,13 @@ class Unavailable(EvorecError):
     retry_after_s = 5
 
 
+class Overloaded(Unavailable):
+    """More is asked at once than can be answered in time; counted, and not logged one by one."""
+
+    title = "Too many requests at once"
+    retry_after_s = 1
+
+
 class UnknownDomain(NotFound):
     title = "Unknown domain"
 

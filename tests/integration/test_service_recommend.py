@@ -182,6 +182,20 @@ async def test_a_ranking_that_takes_too_long_gives_the_retrievers_order(
         assert 'evorec_recommendations_total{adapter="shop-v000001",degraded="saturated",domain="shop"} 3.0' in text
 
 
+async def test_beyond_the_limit_requests_are_turned_away_and_told_when_to_come_back(
+    service_settings: Settings, redis: Redis, shop: str
+) -> None:
+    async with serving(service_settings.model_copy(update={"max_concurrent_requests": 2}), redis) as running:
+        await version_serves(running)
+        running.engines.last.delay_s = 0.5
+        answers = await asyncio.gather(*(running.recommend() for _ in range(5)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.json()["title"] == "Too many requests at once"
+        assert (await running.recommend()).status_code == 200
+
+
 async def test_an_engine_that_dies_is_replaced_and_answers_go_on_meanwhile(running: Running) -> None:
     name = await version_serves(running)
     running.engines.last.die()
