@@ -79,8 +79,8 @@ class CandidateIndex(Protocol):
     def scores(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[float]:
         """log p(item | history) over the catalog."""
 
-    def contributions(self, history: Sequence[ItemId], item_id: ItemId) -> list[float]:
-        """How much each history item contributed to the item's score."""
+    def contributions(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[list[float]]:
+        """How much each history item contributed to each item's score.  -> [len(item_ids)][len(history)]"""
 
 
 class Forgotten(Protocol):

@@ -255,7 +255,7 @@ class Recommender:
     async def _reasons(self, ask: Ask, answer: Answer, catalog: CatalogSnapshot) -> dict[ItemId, Reason]:
         ids = [each.item_id for each in answer.ranked]
         shares = await self._popularity.shares(ask.domain, ids)
-        # The window that the LLM saw; each of its items costs one pass of the retriever per recommended item.
+        # The window that the LLM saw; each of its items costs one pass of the retriever.
         window = ask.history[-self._settings.prompt_history :]
         influences = await asyncio.to_thread(_influences, window, ids, answer.adapter, catalog)
         return {
@@ -281,9 +281,8 @@ def _influences(
     if version is None:
         return {}
     found: dict[ItemId, list[Influence]] = {}
-    for item_id in ids:
-        weights = zip(history, version.index.contributions(history, item_id), strict=True)
-        strongest = sorted(weights, key=lambda pair: -pair[1])[:INFLUENCES]
+    for item_id, weights in zip(ids, version.index.contributions(history, ids), strict=True):
+        strongest = sorted(zip(history, weights, strict=True), key=lambda pair: -pair[1])[:INFLUENCES]
         found[item_id] = [
             Influence(item_id=past, title=catalog.items[past].title, weight=weight) for past, weight in strongest
         ]

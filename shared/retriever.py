@@ -161,13 +161,18 @@ class RetrieverIndex:
         values: list[float] = self._scores(history)[[self._rows[item_id] for item_id in item_ids]].tolist()
         return values
 
-    def contributions(self, history: Sequence[ItemId], item_id: ItemId) -> list[float]:
-        """What each history item adds to an item's score: score with the whole history minus score without it."""
+    def contributions(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[list[float]]:
+        """What each history item adds to each item's score: score with the whole history minus score without it.
+
+        -> [len(item_ids)][len(history)]
+        """
+        added = [[0.0] * len(history) for _ in item_ids]
+        whole = self.scores(history, item_ids)
         known = [index for index, one in enumerate(history) if one in self._rows]
-        whole = self.scores(history, [item_id])[0]
-        added = [0.0] * len(history)
         for index in known[-self._retriever.config.max_length :]:
-            added[index] = whole - self.scores([*history[:index], *history[index + 1 :]], [item_id])[0]
+            without = self.scores([*history[:index], *history[index + 1 :]], item_ids)
+            for row, with_it, without_it in zip(added, whole, without, strict=True):
+                row[index] = with_it - without_it
         return added
 
     @torch.inference_mode()

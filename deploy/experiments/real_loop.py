@@ -83,6 +83,7 @@ def main(
     domain: str = "beauty",
     scale: Annotated[float, typer.Option(help="Pretraining steps as a multiple of the shipped recipe's")] = 0.35,
     state: Path = Path(".evorec/real-loop"),
+    remark: Annotated[list[str] | None, typer.Option(help="What a reader has to know of this run; shown first")] = None,
 ) -> None:
     """Pretrain, bootstrap, ingest, evolve, recommend."""
     items, interactions = data / "items.jsonl.gz", data / "interactions.csv.gz"
@@ -96,19 +97,27 @@ def main(
         "EVOREC_EVOLVE_MAX_AGE_S": str(10**9),
     }
     env["EVOREC_URL"] = f"http://127.0.0.1:{env['EVOREC_PORT']}"
-    results: dict[str, Any] = {"domain": domain, "past_until": past, "window_until": window, "seconds": {}}
+    results: dict[str, Any] = {
+        "domain": domain,
+        "past_until": past,
+        "window_until": window,
+        "seconds": {},
+        "remarks": remark or [],
+    }
     run = Transcript(env, results)
     source = ["--items", str(items), "--interactions", str(interactions), "--until", past]
     if not (base / "pretrain.json").exists():
         start = ["--start-from", str(SHIPPED_BASE_MODEL), "--scale", str(scale)]
         run.evorec("pretrain", *source, "--out", str(base), *start, save_as="pretrain")
+        results["pretrain"]["base_model"] = base.name  # the folder is this machine's own
     with _up(run):
         run.evorec("bootstrap", "--domain", domain, *source, save_as="bootstrap")
+        _wait_for_swap(run, user, "bootstrap")
         run.recommend(user, "recommended_before")
         ingest = ["--domain", domain, str(interactions), "--since", past, "--until", window]
         run.evorec("ingest", *ingest, save_as="ingest")
         run.evorec("evolve", "--domain", domain, "--force", save_as="evolve")
-        _wait_for_swap(run, user)
+        _wait_for_swap(run, user, "evolve")
         run.recommend(user, "recommended_after")
         run.evorec("adapters")
     (out / "results").mkdir(parents=True, exist_ok=True)
@@ -159,11 +168,13 @@ def _wait_ready(run: Transcript, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"evorec up did not become ready: see {run.env['EVOREC_STATE_DIR']}/up.log")
 
 
-def _wait_for_swap(run: Transcript, user: str) -> None:
+def _wait_for_swap(run: Transcript, user: str, evolution: str) -> None:
+    """Returns once the service answers with what the evolution made, or after a minute."""
     for _ in range(60):
-        run.recommend(user, "recommended_after")
-        del run.text[-7:]
-        if run.results["recommended_after"]["adapter"] == run.results["evolve"]["adapter"]:
+        said = len(run.text)
+        run.recommend(user, "asked")
+        del run.text[said:]
+        if run.results.pop("asked")["adapter"] == run.results[evolution]["adapter"]:
             return
         time.sleep(1)
 
@@ -176,6 +187,7 @@ def page(results: dict[str, Any]) -> str:
     lines += [f"[results/{results['domain']}-loop.json](results/{results['domain']}-loop.json); do not edit.", ""]
     lines += [f"Past: all interactions before {results['past_until']} (70 %). Window: from there to"]
     lines += [f"{results['window_until']} (7.5 %). The base was pretrained on the past, without the panel.", ""]
+    lines += [*(f"- {remark}" for remark in results["remarks"]), ""] if results["remarks"] else []
     lines += ["## Panel metrics", ""]
     for name in ("bootstrap", "evolve"):
         lines += [*metric_table(results[name], name), ""]

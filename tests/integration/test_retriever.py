@@ -93,7 +93,8 @@ def test_fine_tuning_learns_the_windows_positions_alone(trained: Retriever) -> N
 def test_explanations_point_at_the_history_that_weighed(trained: Retriever) -> None:
     index = RetrieverIndex(trained, ITEMS)
     history = [TENTS[0].item_id, TEAS[0].item_id, ItemId("gone from the catalog")]
-    added = index.contributions(history, TEAS[4].item_id)
+    added, other = index.contributions(history, [TEAS[4].item_id, TENTS[4].item_id])
     assert len(added) == 3
     assert added[2] == 0.0
     assert added[1] > added[0]
+    assert other[0] > other[1]

@@ -31,7 +31,7 @@ COMMAND = "python -m tests.load.serving"
 CLIENTS = 16
 REQUESTS = 160
 ALONE = 30
-SAMPLE_EVERY = 10
+SAMPLE_EVERY = 10  # of the answers under swaps; explaining costs the service some passes of the retriever
 
 
 @dataclass
@@ -48,9 +48,8 @@ class Seen:
         return 1000 * float(np.quantile(self.latencies, share))
 
 
-async def ask(connection: Connection, stack: LoadStack, number: int, seen: Seen) -> None:
-    """One request; every tenth explains itself, so that its scores can be checked."""
-    explain = number % SAMPLE_EVERY == 0
+async def ask(connection: Connection, stack: LoadStack, number: int, seen: Seen, *, explain: bool = False) -> None:
+    """One request; one that explains itself has scores that can be checked."""
     began = time.perf_counter()
     status, raw = await connection.post("/recommend", recommend_body(stack.store, number, explain=explain, count=20))
     seen.latencies.append(time.perf_counter() - began)
@@ -154,7 +153,8 @@ async def closed_loop(stack: LoadStack, clients: int = CLIENTS) -> AsyncIterator
     async def client() -> None:
         connection = await stack.connect()
         while not stop.is_set():
-            await ask(connection, stack, next(numbers), seen)
+            number = next(numbers)
+            await ask(connection, stack, number, seen, explain=number % SAMPLE_EVERY == 0)
         connection.close()
 
     tasks = [asyncio.create_task(client()) for _ in range(clients)]
