@@ -45,8 +45,9 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
     model = get_peft_model(base, config)
     if parent is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
-    # Master weights stay float32; the trunk computes in what the engine computes in on this CPU.
-    model.compute_dtype = getattr(torch, cpu_dtype(settings.dtype))
+    # Master weights stay float32; the trunk computes in what the engine computes in on this CPU. float16 has too little
+    # range for gradients.
+    model.compute_dtype = getattr(torch, cpu_dtype("auto" if settings.dtype == "float16" else settings.dtype))
     # The artifact must not name a folder of the machine that trained it.
     model.peft_config["default"].base_model_name_or_path = None
     return model.eval()

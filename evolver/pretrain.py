@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import Qwen3ForCausalLM
 
+from evolver.muon import MuonInFloat32
 from evolver.tiny_model import make_model, save_base_model, train_tokenizer
 from shared.errors import InvalidInput
 from shared.precision import cpu_dtype
@@ -322,25 +321,12 @@ def start_from_base(model: Qwen3ForCausalLM, tokenizer: Tokenizer, folder: Path)
         raise InvalidInput(f"{folder} has other layers than the new base: {[*unexpected, *missing][:3]}")
 
 
-class _MuonInFloat32(TorchFunctionMode):
-    """torch's Muon orthogonalises in bfloat16, whatever the processor makes of it: emulated, that took longer than the
-    whole rest of a step.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is Tensor.bfloat16:
-            return args[0].clone()
-        return func(*args, **(kwargs or {}))
-
-
 def train_step(ranking: RankingLoss, optimizers: Iterable[torch.optim.Optimizer], batch: Batch) -> dict[str, float]:
     """One update; returns the parts of the loss."""
     loss, parts = ranking.forward(batch)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(ranking.parameters(), 1.0)
-    with nullcontext() if cpu_dtype("auto") == "bfloat16" else _MuonInFloat32():
+    with nullcontext() if cpu_dtype("auto") == "bfloat16" else MuonInFloat32():
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -2,7 +2,8 @@
 
 What looks roundabout here answers a measured trap of vLLM 0.32: an adapter is loaded by `add_lora` before any request
 names it (a lazy load that fails kills the engine for everybody), a failed load is always followed by `remove_lora`
-(it may stay half-registered), no prompt runs on the bare base (on CPUs such rows get another row's adapter), every
+(it may stay half-registered), no prompt runs on the bare base (vLLM's own CPU kernels
+give such rows the last slot's adapter), every
 request asks for log-probabilities in the same way, and nothing is in flight at `shutdown` (it would hang for ever).
 """
 
@@ -33,6 +34,7 @@ MAX_LABELS = 128
 # vLLM compiles LoRA buffers for these ranks only.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 DRAIN_S = 10.0
+REPORT_S = 10.0
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
@@ -94,7 +96,7 @@ async def start_engine(settings: Settings) -> VllmEngine:
     building = asyncio.create_task(asyncio.to_thread(_build, settings, abandoned), name="vllm-build")
     try:
         llm = await asyncio.shield(building)
-        await _log_lora_kernels(llm)
+        await _log_lora_kernels(llm, settings)
         return VllmEngine(llm)
     except asyncio.CancelledError:
         abandoned.set()
@@ -105,12 +107,20 @@ async def start_engine(settings: Settings) -> VllmEngine:
         raise EngineUnavailable(f"vLLM did not start: {error}") from error
 
 
-async def _log_lora_kernels(llm: Any) -> None:
-    """Say which code makes the LoRA products: a plugin that does not fit or fails to load leaves vLLM's own."""
-    used = sorted({name for worker in await llm.collective_rpc("lora_kernels") for name in worker})
+async def _log_lora_kernels(llm: Any, settings: Settings) -> None:
+    """Say which code makes the LoRA products: a plugin that does not fit or fails to load leaves vLLM's own.
+
+    Only a report: an engine whose workers cannot tell serves all the same.
+    """
+    try:
+        workers = await llm.collective_rpc("lora_kernels", timeout=REPORT_S)
+    except Exception as error:
+        log.warning("lora_kernels_unknown", error=repr(error))
+        return
+    used = sorted({name for worker in workers for name in worker})
     log.info("lora_kernels", used=used, dtype=str(llm.model_config.dtype))
-    if any(name.startswith("vllm.") and name.endswith("CPU") for name in used):
-        log.warning("slow_lora_kernels", used=used, hint="vLLM's own for CPUs, many times slower; see its log for why")
+    if settings.lora_kernels and any(name.startswith("vllm.") and name.endswith("CPU") for name in used):
+        log.warning("slow_lora_kernels", used=used, hint="vLLM's own for CPUs, many times slower; its log says why")
 
 
 async def _end(building: asyncio.Task[Any]) -> None:

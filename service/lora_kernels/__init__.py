@@ -37,12 +37,20 @@ def register() -> None:
 def why_not() -> str | None:
     """What keeps the kernels from working with the installed vLLM; None where they fit."""
     import vllm
+
+    if not vllm.__version__.startswith(MADE_FOR):
+        return f"they were made for vLLM {MADE_FOR}x, and this is {vllm.__version__}"
+    try:
+        return _other_signature()
+    except (ImportError, AttributeError) as error:  # raised further, it would end vLLM's process
+        return f"they do not load beside this vLLM: {error}"
+
+
+def _other_signature() -> str | None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     from service.lora_kernels.wrapper import GroupedPunicaWrapper
 
-    if not vllm.__version__.startswith(MADE_FOR):
-        return f"they were made for vLLM {MADE_FOR}x, and this is {vllm.__version__}"
     for name, method in vars(GroupedPunicaWrapper).items():
         stock = getattr(PunicaWrapperCPU, name, None)
         if not inspect.isfunction(method) or not inspect.isfunction(stock):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from service.lora_kernels.rows import Groups
 
-# Multiplications by zero that cost as much as one more call (see docs/performance.md for the measurement).
+# Multiplications by zero that cost about as much as one more call, on 2 cores with AVX2 in float32.
 ZEROS_PER_CALL = 1_000_000
 
 

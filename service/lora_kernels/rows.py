@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_SLOT = -1
-# What the two products of a run cost besides their rows, and what a row costs that is moved to its group and back:
-# in rows of a product. Measured with 192 to 3072 features on 2 cores (docs/performance.md).
+# What the two products of a run cost besides their rows, and what a row costs that is moved to its group and back: in
+# rows of a product, on 2 cores with AVX2 and 192 to 3072 features (docs/adr/0008).
 RUN_COST = 64
 MOVED_ROW_COST = 1.5
 

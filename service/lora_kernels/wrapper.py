@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
@@ -35,28 +36,18 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
     def update_metadata(
         self, mapping: Any, lora_index_to_id: Sequence[int | None], max_loras: int, vocab_size: int, **kwargs: Any
     ) -> None:
-        """Once a step: which rows use which slot. `max_loras` is one more than there are slots."""
+        """Once a step: which rows use which slot."""
         slot_of = {lora_id: slot for slot, lora_id in enumerate(lora_index_to_id) if lora_id is not None}
         self._rows = Rows.of(mapping.index_mapping, slot_of)
         self._sampled = Rows.of(mapping.prompt_mapping, slot_of)
         self._groups = None if self._rows.groups is None else GroupTensors.of(self._rows.groups, self._workspace)
-        self.is_prefill = mapping.is_prefill
-        self.no_lora = not self._rows.runs
-        self._publish_indices(max_loras, vocab_size)
+        # What vLLM's layers for embeddings and for whole matrices read of this object.
+        self._publish(self._sampler_indices, 1, self._sampled.slots)
+        self._publish(self._embeddings_indices, 3, np.maximum(self._rows.slots, 0) * vocab_size)
 
-    def _publish_indices(self, max_loras: int, vocab_size: int) -> None:
-        """The index tensors of vLLM's base class, which its layers for embeddings and whole matrices read."""
-        tokens, sampled = self._rows.slots, self._sampled.slots
-        padded = np.where(sampled == -1, max_loras - 1, sampled) * len(sampled) + np.arange(len(sampled))
-        embeddings = np.maximum(tokens, 0) * vocab_size
-        for buffer, values in (
-            (self._token_lora_indices, tokens),
-            (self._sampler_indices, sampled),
-            (self._sampler_indices_padded, padded),
-            (self._embeddings_indices, embeddings),
-        ):
-            buffer[: len(values)] = torch.from_numpy(values)
-        self.indices_len[:] = [len(tokens), len(sampled), len(padded), len(embeddings)]
+    def _publish(self, buffer: Tensor, number: int, values: NDArray[np.int64]) -> None:
+        buffer[: len(values)] = torch.from_numpy(values)
+        self.indices_len[number] = len(values)
 
     def add_lora_linear(
         self,
@@ -126,12 +117,17 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]
         buffer: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        """y += scale x A B for the rows that are sampled from.  x: [m, d], y: [m, vocabulary]"""
+        """y += scale x A B for the rows that are sampled from.  x: [m, d], y: [m, vocabulary]
+
+        ValueError for other rows (log-probabilities of prompts): nothing says whose they are.
+        """
         logits, hidden = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if len(hidden) != len(self._sampled.slots):
+            raise ValueError("an adapter on lm_head cannot answer for prompt log-probabilities of several requests")
         for run in self._sampled.runs:
             here = slice(run.start, run.end)
             h = torch.nn.functional.linear(hidden[here], lora_a_stacked[run.slot, 0])
-            logits[here].addmm_(h, lora_b_stacked[run.slot, 0].T, alpha=scale)
+            logits[here].addmm_(h.to(y.dtype), lora_b_stacked[run.slot, 0].T.to(y.dtype), alpha=scale)
 
     @staticmethod
     def _expand(y: Tensor, x: Tensor, b_stacked: Tensor, rows: Rows, add_inputs: bool) -> None:

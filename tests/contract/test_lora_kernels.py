@@ -80,7 +80,12 @@ def run_engine(models: Models, dtype: str, cases: Sequence[dict[str, Any]], **en
         "lora_target_modules": LINEARS,
     }
     job = {"engine": engine, "adapters": [str(folder) for folder in models.adapters], "cases": cases}
-    defaults = {"VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    defaults = {
+        SWITCH: "1",
+        "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+    }
     out = models.base.parent / "answers.json"
     done = subprocess.run(
         [sys.executable, "-m", "tests.contract.lora_engine", str(out)],

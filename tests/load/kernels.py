@@ -27,8 +27,8 @@ from tests.load.results import Entry, compared, save
 COMMAND = "python -m tests.load.kernels"
 RANK = 16
 MAX_LORAS = 8
-PREFILL = {n: Batch(n_prompts=64, length=250, adapters=n) for n in (0, 1, 4, 8)}
-DECODE = {n: Batch(n_prompts=64, length=16, adapters=n, max_tokens=17) for n in (0, 4)}
+LENGTH = 250
+STOCK = Batch(n_prompts=16, length=LENGTH, adapters=4)
 # Of the ceiling for the shipped base, of the engine without LoRA for the wide one.
 TARGETS = {"tiny": {1: 0.95, 4: 0.88, 8: 0.80}, "wide": {1: 0.93, 4: 0.90, 8: 0.87}}
 DECODE_TARGET = 0.75
@@ -42,6 +42,16 @@ class Model:
     folder: Path
     config: dict[str, Any]
     adapters: tuple[Path, ...]
+    n_prompts: int
+
+    @property
+    def batches(self) -> dict[str, dict[int, Batch]]:
+        """Kind -> number of adapters -> batch."""
+        n = self.n_prompts
+        return {
+            "prefill": {k: Batch(n, LENGTH, k) for k in (0, 1, 4, 8)},
+            "decode": {k: Batch(n, 16, k, max_tokens=17) for k in (0, 4)},
+        }
 
     @property
     def ceiling(self) -> float:
@@ -49,7 +59,7 @@ class Model:
         linears = linears_of(self.config)
         base = sum(n_in * n_out for n_in, n_out in linears)
         heads = self.config["num_attention_heads"] * self.config["head_dim"]
-        attention = 2 * heads * PREFILL[1].length // 2  # scores and values, over half of the prompt on average
+        attention = 2 * heads * LENGTH // 2  # scores and values, over half of the prompt on average
         lora = sum(RANK * (n_in + n_out) for n_in, n_out in linears)
         return float((base + attention) / (base + attention + lora))
 
@@ -68,7 +78,8 @@ def tiny_model(root: Path) -> Model:
     """The base that evorec ships."""
     from transformers import AutoModelForCausalLM
 
-    return _with_adapters("tiny", SHIPPED_BASE_MODEL, AutoModelForCausalLM.from_pretrained(SHIPPED_BASE_MODEL), root)
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED_BASE_MODEL)
+    return _with_adapters("tiny", SHIPPED_BASE_MODEL, model, root, n_prompts=64)
 
 
 def wide_model(root: Path) -> Model:
@@ -89,10 +100,10 @@ def wide_model(root: Path) -> Model:
     )
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(root / "wide")
-    return _with_adapters("wide", root / "wide", model, root)
+    return _with_adapters("wide", root / "wide", model, root, n_prompts=16)
 
 
-def _with_adapters(name: str, folder: Path, model: Any, root: Path) -> Model:
+def _with_adapters(name: str, folder: Path, model: Any, root: Path, n_prompts: int) -> Model:
     from peft import LoraConfig, get_peft_model
 
     from evolver.lora import TARGET_MODULES
@@ -105,7 +116,7 @@ def _with_adapters(name: str, folder: Path, model: Any, root: Path) -> Model:
     folders = tuple(root / f"{name}-adapter-{n}" for n in range(MAX_LORAS))
     for target in folders:
         adapted.save_pretrained(str(target))
-    return Model(name, folder, config, folders)
+    return Model(name, folder, config, folders, n_prompts)
 
 
 @contextlib.contextmanager
@@ -136,26 +147,26 @@ def measure(model: Model, rounds: int, logs: Path) -> list[Entry]:
     """All entries of one model."""
     seconds: dict[tuple[str, str, int], list[float]] = {}
     with engines(model, logs) as running:
-        for engine in running.values():  # the first batches compile, allocate and load adapters
-            engine.seconds(PREFILL[0])
-        for n in PREFILL:
-            running["kernels"].seconds(PREFILL[n])
+        # The first batches compile, allocate and load adapters.
+        for batches in model.batches.values():
+            running["without"].seconds(batches[0])
+            for batch in batches.values():
+                running["kernels"].seconds(batch)
+        running["stock"].seconds(Batch(n_prompts=4, length=16, adapters=4))
         for _ in track(range(rounds), description=f"{model.name}: rounds"):
-            for kind, batches in (("prefill", PREFILL), ("decode", DECODE)):
-                baseline = running["without"].seconds(batches[0])
-                seconds.setdefault(("without", kind, 0), []).append(baseline)
+            for kind, batches in model.batches.items():
+                seconds.setdefault(("without", kind, 0), []).append(running["without"].seconds(batches[0]))
                 for n, batch in batches.items():
                     seconds.setdefault(("kernels", kind, n), []).append(running["kernels"].seconds(batch))
-        # vLLM's own takes some twenty times as long: once is enough to say so.
-        short = Batch(n_prompts=16, length=250, adapters=4)
-        pairs = [(running["stock"].seconds(short), running["kernels"].seconds(short)) for _ in range(2)][1:]
-    return [*_entries(model, seconds), _stock_entry(model, pairs)]
+        # vLLM's own takes many times as long: once is enough to say so.
+        stock = running["stock"].seconds(STOCK), running["kernels"].seconds(STOCK)
+    return [*_entries(model, seconds), _stock_entry(model, *stock)]
 
 
 def _entries(model: Model, seconds: dict[tuple[str, str, int], list[float]]) -> Iterator[Entry]:
     yield compared(f"{model.name}: ceiling with LoRA (FLOPs)", "ratio", [model.ceiling], COMMAND)
     for (engine, kind, n), taken in seconds.items():
-        batch = (PREFILL if kind == "prefill" else DECODE)[n]
+        batch = model.batches[kind][n]
         rates = [batch.n_prompts / s for s in taken]
         base_rates = [batch.n_prompts / s for s in seconds["without", kind, 0]]
         name = f"{model.name}, {kind}: "
@@ -176,14 +187,14 @@ def _entries(model: Model, seconds: dict[tuple[str, str, int], list[float]]) -> 
         )
 
 
-def _stock_entry(model: Model, pairs: list[tuple[float, float]]) -> Entry:
+def _stock_entry(model: Model, stock_s: float, kernels_s: float) -> Entry:
     return compared(
-        f"{model.name}, prefill: vLLM's own LoRA, 4 adapters mixed",
+        f"{model.name}, prefill: vLLM's own LoRA, 4 adapters mixed, {STOCK.n_prompts} prompts",
         "prompts/s",
-        [16 / stock for stock, _ in pairs],
+        [STOCK.n_prompts / stock_s],
         COMMAND,
-        baseline="the kernels on the same 16 prompts",
-        against=[16 / kernels for _, kernels in pairs],
+        baseline="the kernels on the same prompts",
+        against=[STOCK.n_prompts / kernels_s],
     )
 
 

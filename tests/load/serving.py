@@ -31,6 +31,7 @@ COMMAND = "python -m tests.load.serving"
 CLIENTS = 16
 REQUESTS = 160
 ALONE = 30
+WARM_UP = 20
 SAMPLE_EVERY = 10  # of the answers under swaps; explaining costs the service some passes of the retriever
 
 
@@ -55,7 +56,7 @@ async def ask(connection: Connection, stack: LoadStack, number: int, seen: Seen,
     seen.latencies.append(time.perf_counter() - began)
     answer = json.loads(raw)
     if status != 200 or answer["degraded"] is not False:
-        seen.failures.append(raw.decode()[:300])
+        seen.failures.append(f"{status}, degraded {answer.get('degraded')}: {raw[:200]!r}")
         return
     seen.adapters.add(answer["adapter"])
     if explain:
@@ -106,9 +107,9 @@ async def request_path(stack: LoadStack, engine: EngineOnly, rounds: int, progre
     prompts = Prompts(stack, folder)
     rates: dict[str, list[float]] = {"service": [], "engine": []}
     alone: dict[str, list[float]] = {"service": [], "engine": []}
-    numbers = itertools.count(1, REQUESTS + ALONE)
-    await burst(stack, 0, 20, CLIENTS)
-    await engine.rank(await prompts.of_numbers(range(20)), [folder] * 20, CLIENTS)
+    numbers = itertools.count(WARM_UP, REQUESTS + ALONE)
+    await burst(stack, 0, WARM_UP, CLIENTS)
+    await engine.rank(await prompts.of_numbers(range(WARM_UP)), [folder] * WARM_UP, CLIENTS)
     for _ in progress.track(range(rounds), description="Request path: rounds"):
         first = next(numbers)
         built = await prompts.of_numbers(range(first, first + REQUESTS + ALONE))
@@ -236,7 +237,7 @@ async def _against_fresh_engine(
 
 
 async def measure(rounds: int, n_swaps: int) -> None:
-    async with load_stack() as stack, engine_only(_alike(stack.settings)) as engine:
+    async with load_stack() as stack, engine_only(_alike(stack.settings, n_swaps)) as engine:
         with Progress() as progress:
             save("request-path", await request_path(stack, engine, rounds, progress))
             entries, memory = await swaps(stack, engine, n_swaps, rounds, progress)
@@ -244,9 +245,9 @@ async def measure(rounds: int, n_swaps: int) -> None:
             save("swap-memory", memory)
 
 
-def _alike(settings: Settings) -> Settings:
+def _alike(settings: Settings, n_swaps: int) -> Settings:
     """The same engine, with room for every version that the check asks about."""
-    return settings.model_copy(update={"max_cpu_loras": 64})
+    return settings.model_copy(update={"max_cpu_loras": n_swaps + 8})
 
 
 def main(

@@ -77,12 +77,13 @@ class LoadStack:
         return name
 
     async def answered_by(self, name: AdapterName, timeout_s: float = 60.0) -> None:
+        """Returns once the engine ranks with this version."""
         connection = await self.connect()
         body = recommend_body(self.store, 0)
         async with asyncio.timeout(timeout_s):
             while True:
-                _, answer = await connection.post("/recommend", body)
-                if json.loads(answer).get("adapter") == name:
+                answer = json.loads((await connection.post("/recommend", body))[1])
+                if (answer.get("adapter"), answer.get("degraded")) == (name, False):
                     break
                 await asyncio.sleep(0.05)
         connection.close()
@@ -110,7 +111,7 @@ def write_random_lora(settings: Settings, folder: Path, seed: int) -> None:
     with torch.no_grad():
         for _, name, parameter in lora_parameters(model):
             if "lora_B" in name:
-                parameter.normal_(0.0, 0.02, generator=generator)
+                parameter.normal_(0.0, 0.1, generator=generator)
     save_lora(model, folder)
 
 

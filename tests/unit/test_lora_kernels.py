@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from service.lora_kernels import packing
+from service.lora_kernels import MADE_FOR, packing, why_not
 from service.lora_kernels.packing import GroupTensors, PackedLora, Workspace
 from service.lora_kernels.rows import NO_SLOT, Rows
 
@@ -102,3 +104,15 @@ def test_rows_say_of_each_row_which_slot_it_uses(ids: list[int]) -> None:
     covered = {row: run.slot for run in rows.runs for row in range(run.start, run.end)}
     assert covered == {row: slot for row, slot in enumerate(rows.slots.tolist()) if slot != NO_SLOT}
     assert all(left.end < right.start or left.slot != right.slot for left, right in pairwise(rows.runs))  # no run split
+
+
+def test_another_vllm_is_declined_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setattr("vllm.__version__", "0.99.0", raising=False)
+    assert "0.99.0" in (why_not() or "")
+
+
+def test_a_vllm_whose_parts_have_moved_is_declined_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
+    monkeypatch.setattr("vllm.__version__", f"{MADE_FOR}0", raising=False)
+    assert "do not load" in (why_not() or "")
