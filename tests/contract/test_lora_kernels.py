@@ -26,7 +26,7 @@ LABELS = (20, 21, 22, 300)
 RANKS = (RANK, RANK // 2, 3)
 LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 # Log-probabilities over the whole vocabulary, for the two cases that answer and the one that reads whole prompts.
-# float32: the order of summation. bfloat16: rounding in every layer; over the hundreds of positions of whole prompts the
+# float32: the order of summation. bfloat16: rounding in every layer; over hundreds of positions of whole prompts the
 # tail is longer (seen on a processor that emulates it: 0.049 under an adapter, 0.025 for rows of the bare base).
 TOLERANCES = {"float32": (1e-5, 1e-5, 1e-5), "bfloat16": (0.03, 0.03, 0.06)}
 # (start, length, adapter or None). Long and short runs, neighbours of one adapter, base rows between adapters.
