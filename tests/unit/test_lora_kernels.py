@@ -115,4 +115,5 @@ def test_another_vllm_is_declined_with_a_reason(monkeypatch: pytest.MonkeyPatch)
 def test_a_vllm_whose_parts_have_moved_is_declined_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", ModuleType("vllm"))
     monkeypatch.setattr("vllm.__version__", f"{MADE_FOR}0", raising=False)
+    monkeypatch.setitem(sys.modules, "vllm.lora.punica_wrapper.punica_cpu", None)
     assert "do not load" in (why_not() or "")
