@@ -20,10 +20,10 @@ _NEVER = 10**9  # the demo asks for its evolutions itself; no trigger may fire b
 _PANEL_SHARE = 0.08  # of a small store, so that its hit rates say something
 # Three minutes on two cores; the environment has the last word.
 _SIZES: dict[str, object] = {
-    "max_train_examples": 140,
-    "max_located_users": 48,
+    "max_train_examples": 100,
+    "max_located_users": 32,
     "max_evaluated_users": 48,
-    "max_validation_users": 32,
+    "max_validation_users": 24,
     "update_epochs": 1,
 }
 # What connects an installation to its real data, and the lock that guards it.
