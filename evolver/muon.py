@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 class MuonInFloat32(TorchFunctionMode):
     """Inside, torch's Muon orthogonalises in float32. By itself it takes bfloat16, whatever the processor makes of it:
-    emulated, that took longer than the whole rest of a training step.
+    emulated, that takes a large part of a training step.
     """
 
     def __torch_function__(

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from shared.errors import EvorecError, Overloaded
+from shared.errors import EvorecError
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +110,7 @@ def _on_evorec_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'ApiKey header="X-API-Key"'
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Overloaded):
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.logged:
         log.error("request_failed", path=request.url.path, error=repr(error))
     return problem(request, error.status, error.title, str(error), headers=headers)
 

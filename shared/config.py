@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.precision import Dtype
+
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
 
 
@@ -25,7 +27,7 @@ class Settings(BaseSettings):
 
     # -- model ------------------------------------------------------------------------------------
     base_model: str = Field(str(SHIPPED_BASE_MODEL), description="Hugging Face id or folder of a causal LM")
-    dtype: Literal["auto", "bfloat16", "float32", "float16"] = Field(
+    dtype: Dtype | Literal["auto"] = Field(
         "auto", description="auto: the base's own on a GPU; on a CPU bfloat16 where the processor has it, else float32"
     )
     lora_rank: PositiveInt = 16

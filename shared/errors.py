@@ -11,6 +11,7 @@ class EvorecError(Exception):
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retry_after_s: int | None = None
+    logged: ClassVar[bool] = True  # each one, where it is the server's fault
 
 
 class InvalidInput(EvorecError):
@@ -39,6 +40,7 @@ class Overloaded(Unavailable):
 
     title = "Too many requests at once"
     retry_after_s = 1
+    logged = False
 
 
 class UnknownDomain(NotFound):

@@ -12,7 +12,7 @@ Dtype = Literal["bfloat16", "float32", "float16"]
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def cpu_dtype(wanted: Literal["auto", "bfloat16", "float32", "float16"]) -> Dtype:
+def cpu_dtype(wanted: Dtype | Literal["auto"]) -> Dtype:
     """What a CPU computes in: `wanted`, and for "auto" bfloat16 where the processor multiplies it, else float32.
 
     Emulated bfloat16 is slow: with AVX2 alone, vLLM ranked 5.3 times fewer prompts per second than in float32.

@@ -169,7 +169,7 @@ def _wait_ready(run: Transcript, process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for_swap(run: Transcript, user: str, evolution: str) -> None:
-    """Returns once the service answers with what the evolution made, or after a minute."""
+    """Returns once the service answers with what the evolution made; SystemExit where a minute is not enough."""
     for _ in range(60):
         said = len(run.text)
         run.recommend(user, "asked")
@@ -177,6 +177,7 @@ def _wait_for_swap(run: Transcript, user: str, evolution: str) -> None:
         if run.results.pop("asked")["adapter"] == run.results[evolution]["adapter"]:
             return
         time.sleep(1)
+    raise SystemExit(f"the service did not take {run.results[evolution]['adapter']} within a minute")
 
 
 def page(results: dict[str, Any]) -> str:

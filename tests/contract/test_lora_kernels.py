@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
+from service.engine import LORA_MODULES
 from service.lora_kernels import SWITCH, WRAPPER
 from tests.tiny_base import CONFIG, RANK, write_adapter, write_base, write_weights
 
 LABELS = (20, 21, 22, 300)
 RANKS = (RANK, RANK // 2, 3)
-LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 # Log-probabilities over the whole vocabulary, for the two cases that answer and the one that reads whole prompts.
 # float32: the order of summation. bfloat16: rounding in every layer; over hundreds of positions of whole prompts the
 # tail is longer (seen on a processor that emulates it: 0.049 under an adapter, 0.025 for rows of the bare base).
@@ -79,7 +79,7 @@ def run_engine(models: Models, dtype: str, cases: Sequence[dict[str, Any]], **en
         "max_model_len": 1024,
         "max_loras": 4,
         "max_lora_rank": RANK,
-        "lora_target_modules": LINEARS,
+        "lora_target_modules": list(LORA_MODULES),
     }
     job = {"engine": engine, "adapters": [str(folder) for folder in models.adapters], "cases": cases}
     defaults = {

@@ -21,8 +21,8 @@ from service.ports import LoraHandle, RankingEngine
 from shared.config import Settings
 from shared.prompt import Prompt, PromptBuilder
 from shared.types import AdapterName
+from tests.load.engine_process import DONE, READY, say
 
-READY, DONE = "evorec-ready", "evorec-done"
 LINE_LIMIT = 64 * 1024 * 1024
 
 
@@ -84,14 +84,14 @@ async def _serve(settings: Settings) -> None:
     engine = await start_engine(settings)
     labels = PromptBuilder.load(settings).label_ids
     handles: dict[str, LoraHandle] = {}
-    _say(READY)
+    say(READY)
     while line := await asyncio.to_thread(sys.stdin.readline):
         job: dict[str, Any] = json.loads(line)
         for folder in dict.fromkeys(folder for _, _, folder in job["prompts"]):
             if folder not in handles:
                 handles[folder] = LoraHandle(len(handles) + 1, AdapterName(Path(folder).name), Path(folder))
                 await engine.add_adapter(handles[folder])
-        _say(DONE, json.dumps(await _rank_all(engine, job, labels, handles)))
+        say(DONE, json.dumps(await _rank_all(engine, job, labels, handles)))
     await engine.close()
 
 
@@ -110,11 +110,6 @@ async def _rank_all(
     began = time.perf_counter()
     logprobs = await asyncio.gather(*(rank(*each) for each in job["prompts"]))
     return {"seconds": time.perf_counter() - began, "latencies": latencies, "logprobs": logprobs}
-
-
-def _say(*words: str) -> None:
-    sys.stdout.write(" ".join(words) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

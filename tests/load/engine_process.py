@@ -17,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-LINEARS = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+from service.engine import engine_environment
+from shared.config import Settings
+
 READY, DONE = "evorec-ready", "evorec-done"
 SETTLE_S = 0.3  # OpenMP's threads go on spinning for a moment after their last work
 
@@ -37,14 +39,8 @@ class EngineProcess:
 
     def __init__(self, log: Path, engine: dict[str, Any], adapters: Sequence[Path] = (), **env: str) -> None:
         self._log = log
-        defaults = {
-            "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))),
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        }
         self._job = {"engine": engine, "adapters": [str(folder) for folder in adapters]}
-        self._env = {**os.environ, **defaults, **env}
+        self._env = {**os.environ, **engine_environment(Settings()), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **env}
 
     def __enter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -90,7 +86,7 @@ def main() -> None:
     llm = LLM(**job["engine"], enforce_eager=True, skip_tokenizer_init=True, enable_prefix_caching=False)
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     loras = [LoRARequest(f"adapter-{n}", n + 1, folder) for n, folder in enumerate(job["adapters"])]
-    _say(READY)
+    say(READY)
     for line in sys.stdin:
         batch = Batch(**json.loads(line))
         rng = random.Random(0)
@@ -102,10 +98,11 @@ def main() -> None:
         chosen = [loras[n % batch.adapters] if batch.adapters else None for n in range(batch.n_prompts)]
         began = time.perf_counter()
         llm.generate(prompts, sampling, lora_request=chosen if loras else None, use_tqdm=False)
-        _say(DONE, str(time.perf_counter() - began))
+        say(DONE, str(time.perf_counter() - began))
 
 
-def _say(*words: str) -> None:
+def say(*words: str) -> None:
+    """One line to whoever started this process."""
     sys.stdout.write(" ".join(words) + "\n")
     sys.stdout.flush()
 

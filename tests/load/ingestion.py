@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from shared.types import ItemId, UserId
+from shared.types import ItemId
 from tests.load.results import Entry, compared, save
 from tests.load.serving import closed_loop
 from tests.load.stack import DOMAIN, LoadStack, load_stack
@@ -33,7 +33,7 @@ class Events:
     """Bodies of requests with events that were never sent before."""
 
     def __init__(self, stack: LoadStack) -> None:
-        self._users: list[UserId] = sorted(stack.store.future)
+        self._users = stack.users
         self._items: list[ItemId] = [item.item_id for item in stack.store.items]
         self._numbers = itertools.count()
         self._rng = random.Random(0)

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 import typer
 from rich.progress import track
 
+from service.engine import LORA_MODULES
 from service.lora_kernels import SWITCH
+from service.verify import BaseShape
 from shared.config import SHIPPED_BASE_MODEL, Settings
 from shared.precision import cpu_dtype
-from tests.load.engine_process import LINEARS, Batch, EngineProcess
+from tests.load.engine_process import Batch, EngineProcess
 from tests.load.results import Entry, compared, save
 
 COMMAND = "python -m tests.load.kernels"
@@ -56,22 +58,12 @@ class Model:
     @property
     def ceiling(self) -> float:
         """The share of its throughput that a model with LoRA could keep if every multiplication cost the same."""
-        linears = linears_of(self.config)
+        linears = BaseShape.from_config(self.config, base_hash="").linears.values()
         base = sum(n_in * n_out for n_in, n_out in linears)
         heads = self.config["num_attention_heads"] * self.config["head_dim"]
         attention = 2 * heads * LENGTH // 2  # scores and values, over half of the prompt on average
         lora = sum(RANK * (n_in + n_out) for n_in, n_out in linears)
         return float((base + attention) / (base + attention + lora))
-
-
-def linears_of(config: dict[str, Any]) -> list[tuple[int, int]]:
-    """(in, out) of the seven linears of a decoder block."""
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    query, key = head * config["num_attention_heads"], head * config["num_key_value_heads"]
-    return [
-        *((hidden, query), (hidden, key), (hidden, key), (query, hidden)),
-        *((hidden, inner), (hidden, inner), (inner, hidden)),
-    ]
 
 
 def tiny_model(root: Path) -> Model:
@@ -133,7 +125,7 @@ def engines(model: Model, logs: Path) -> Iterator[dict[str, EngineProcess]]:
         "enable_lora": True,
         "max_loras": MAX_LORAS,
         "max_lora_rank": RANK,
-        "lora_target_modules": LINEARS,
+        "lora_target_modules": list(LORA_MODULES),
     }
     with (
         EngineProcess(logs / "plain.log", plain) as without,

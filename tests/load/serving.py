@@ -25,7 +25,7 @@ from shared.types import AdapterName, ItemId, UserId
 from tests.load.engine_only import EngineOnly, engine_only
 from tests.load.http_client import Connection
 from tests.load.results import Entry, compared, save
-from tests.load.stack import DOMAIN, LoadStack, load_stack, recommend_body
+from tests.load.stack import DOMAIN, LoadStack, load_stack
 
 COMMAND = "python -m tests.load.serving"
 CLIENTS = 16
@@ -52,7 +52,7 @@ class Seen:
 async def ask(connection: Connection, stack: LoadStack, number: int, seen: Seen, *, explain: bool = False) -> None:
     """One request; one that explains itself has scores that can be checked."""
     began = time.perf_counter()
-    status, raw = await connection.post("/recommend", recommend_body(stack.store, number, explain=explain, count=20))
+    status, raw = await connection.post("/recommend", stack.recommend_body(number, explain=explain, count=20))
     seen.latencies.append(time.perf_counter() - began)
     answer = json.loads(raw)
     if status != 200 or answer["degraded"] is not False:
@@ -97,8 +97,7 @@ class Prompts:
         return self._builder.build([self._items[i] for i in history], [self._items[i] for i in order]), order
 
     async def of_numbers(self, numbers: Sequence[int]) -> list[Prompt]:
-        users = [UserId(json.loads(recommend_body(self._stack.store, number))["user_id"]) for number in numbers]
-        return [(await self.of_user(user))[0] for user in users]
+        return [(await self.of_user(self._stack.user(number)))[0] for number in numbers]
 
 
 async def request_path(stack: LoadStack, engine: EngineOnly, rounds: int, progress: Progress) -> list[Entry]:

@@ -29,7 +29,7 @@ from shared.redis_client import connect
 from shared.registry import Registry
 from shared.retriever import Retriever
 from shared.stream import InteractionLog
-from shared.types import AdapterName, DomainId
+from shared.types import AdapterName, DomainId, UserId
 from tests import factories
 from tests.load.http_client import Connection
 
@@ -45,7 +45,16 @@ class LoadStack:
     redis: Redis
     store: Store
     process: subprocess.Popen[bytes]
+    users: tuple[UserId, ...]
     adapters: dict[AdapterName, Path] = field(default_factory=dict)
+
+    def user(self, number: int) -> UserId:
+        """The store's n-th user, over and over."""
+        return self.users[number % len(self.users)]
+
+    def recommend_body(self, number: int, **more: object) -> bytes:
+        """A request of the n-th user."""
+        return json.dumps({"domain": DOMAIN, "user_id": self.user(number), "count": 10, **more}).encode()
 
     async def connect(self) -> Connection:
         return await Connection.open(self.settings.host, self.settings.port)
@@ -79,7 +88,7 @@ class LoadStack:
     async def answered_by(self, name: AdapterName, timeout_s: float = 60.0) -> None:
         """Returns once the engine ranks with this version."""
         connection = await self.connect()
-        body = recommend_body(self.store, 0)
+        body = self.recommend_body(0)
         async with asyncio.timeout(timeout_s):
             while True:
                 answer = json.loads((await connection.post("/recommend", body))[1])
@@ -92,12 +101,6 @@ class LoadStack:
         """Resident memory of the service and its engine processes, shared pages counted once (PSS)."""
         main = psutil.Process(self.process.pid)
         return sum(each.memory_full_info().pss for each in (main, *main.children(recursive=True)))
-
-
-def recommend_body(store: Store, number: int, **more: object) -> bytes:
-    """A request of the store's n-th user."""
-    users = sorted(store.future)
-    return json.dumps({"domain": DOMAIN, "user_id": users[number % len(users)], "count": 10, **more}).encode()
 
 
 def write_random_lora(settings: Settings, folder: Path, seed: int) -> None:
@@ -116,10 +119,10 @@ def write_random_lora(settings: Settings, folder: Path, seed: int) -> None:
 
 
 @asynccontextmanager
-async def load_stack(**changes: object) -> AsyncIterator[LoadStack]:
+async def load_stack() -> AsyncIterator[LoadStack]:
     """Ready to answer, with version 1 as champion."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(_env_file=None, state_dir=Path(folder), port=free_port(), **changes)  # type: ignore[arg-type]
+        settings = Settings(_env_file=None, state_dir=Path(folder), port=free_port())
         with EmbeddedRedis(settings):
             settings = settings.model_copy(update={"redis_url": socket_url(settings)})
             redis = connect(settings)
@@ -128,7 +131,7 @@ async def load_stack(**changes: object) -> AsyncIterator[LoadStack]:
             await InteractionLog(redis, settings).append(DOMAIN, store.first_period)
             process = start_service(settings)
             try:
-                stack = LoadStack(settings, redis, store, process)
+                stack = LoadStack(settings, redis, store, process, tuple(sorted(store.future)))
                 await _listening(stack)
                 await stack.answered_by(await stack.publish(1), START_S)
                 yield stack
@@ -140,7 +143,7 @@ async def load_stack(**changes: object) -> AsyncIterator[LoadStack]:
 
 def start_service(settings: Settings) -> subprocess.Popen[bytes]:
     """`evorec serve` with these settings; its log lies in the state directory."""
-    passed = settings.model_dump(include={"state_dir", "redis_url", "port", *settings.model_fields_set}, mode="json")
+    passed = settings.model_dump(include={"state_dir", "redis_url", "port"}, mode="json")
     env = {**os.environ, **{f"EVOREC_{name.upper()}": str(value) for name, value in passed.items()}}
     with (settings.state_dir / "serve.log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "deploy.cli.main", "serve"], env=env, stdout=log, stderr=log)
