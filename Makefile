@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := shared service evolver deploy tests
 
-.PHONY: help setup demo up test unit bench lint format clean
+.PHONY: help setup demo up test unit faults bench lint format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -24,6 +24,10 @@ test: lint ## linters, types, import walls, then every test
 
 unit: setup ## the tests without I/O
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+faults: setup ## processes killed, disks full, bytes flipped: every promise of docs/reliability.md, at full size
+	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+	@$(BIN)/python -m tests.faults.page
 
 bench: setup ## the figures of docs/performance.md, in about half an hour on a quiet machine
 	@for part in kernels serving ingestion page; do $(BIN)/python -m tests.load.$$part || exit 1; done

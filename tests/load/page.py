@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tests.load.results import RESULTS, ROOT
@@ -18,7 +19,12 @@ _TABLE = re.compile(r"(<!-- table: (?P<section>[\w-]+) -->\n).*?(<!-- end -->)",
 
 def rendered(page: str, results: dict[str, Any]) -> str:
     """The page with its tables made anew. `KeyError` for a section that has no results."""
-    return _TABLE.sub(lambda found: f"{found[1]}{_table(results[found['section']])}{found[3]}", page)
+    return with_tables(page, {section: _table(found) for section, found in results.items()})
+
+
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """The page with each marked table replaced. `KeyError` for a marker without a table."""
+    return _TABLE.sub(lambda found: f"{found[1]}{tables[found['section']]}{found[3]}", page)
 
 
 def _table(section: dict[str, Any]) -> str:
