@@ -1,4 +1,4 @@
-"""What the fault tests tried and what was lost: one JSON file that `make faults` writes, and docs/reliability.md shows."""
+"""What the fault tests tried and what was lost: a JSON file that `make faults` writes and docs/reliability.md shows."""
 
 from __future__ import annotations
 
