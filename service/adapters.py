@@ -15,16 +15,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import structlog
+from redis.exceptions import RedisError
 
+from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
 from service.ports import CatalogSnapshot, EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
 from service.router import DomainRoute, choose
 from service.slots import Readiness, Slot, SlotState
+from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.errors import UnknownDomain
+from shared.errors import InvalidArtifact
 from shared.metrics import Metrics
+from shared.refusals import RefusalStore
 from shared.registry import CHAMPION, Registry
 from shared.types import AdapterName, DomainId, ItemId, UserId
 
@@ -48,6 +52,8 @@ class AdapterManager:
         host: EngineHost,
         load: VersionLoader,
         metrics: Metrics,
+        guard: StoreGuard,
+        refusals: RefusalStore,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -56,13 +62,13 @@ class AdapterManager:
         self._host = host
         self._load = load
         self._metrics = metrics
+        self._refusals = refusals
         self._clock = clock
         self._slots: dict[AdapterName, Slot] = {}
         self._routes: dict[DomainId, DomainRoute] = {}
         self._wanted: dict[DomainId, DomainRoute] = {}
-        self._catalogs: dict[DomainId, CatalogSnapshot] = {}
+        self._catalogs = Catalogs(catalog, guard, settings.store_timeout_ms / 1000, prepare=self._reindexed)
         self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._catalog_locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lora_ids: dict[AdapterName, int] = {}
         self._next_id = itertools.count(1)
         self._wake = asyncio.Event()
@@ -74,13 +80,11 @@ class AdapterManager:
     # -- answering --------------------------------------------------------------------------------
 
     async def catalog(self, domain: DomainId, named: Set[ItemId] = frozenset()) -> CatalogSnapshot:
-        """The domain's catalog, read anew where it lacks one of `named`. UnknownDomain where there is none."""
-        current = self._catalogs.get(domain)
-        if current is None or not named <= current.items.keys():
-            current = await self.refresh_catalog(domain)
-        if current is None:
-            raise UnknownDomain(f"there is no domain {domain!r}; PUT /items creates it")
-        return current
+        return await self._catalogs.get(domain, named)
+
+    async def refresh_catalog(self, domain: DomainId) -> None:
+        """Has this process know the newest catalog at once."""
+        await self._catalogs.refresh(domain)
 
     @contextmanager
     def lease(self, domain: DomainId, user_id: UserId | None) -> Iterator[ServingVersion | None]:
@@ -175,31 +179,41 @@ class AdapterManager:
     async def sync(self, domain: DomainId) -> None:
         """Brings this process in line with the registry."""
         async with self._locks[domain]:
-            await self.refresh_catalog(domain)
+            await self._catalogs.refresh(domain)
             route = await self._registry.route(domain)
             champion = (await self._registry.aliases(domain)).get(CHAMPION)
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
             for name in sorted(wanted.names):
                 await self._ensure(domain, name)
-            self._flip(domain, wanted)
+            self._flip(domain, replace(wanted, champion=await self._servable_champion(domain, champion)))
             self._retire(domain)
 
-    async def refresh_catalog(self, domain: DomainId) -> CatalogSnapshot | None:
-        """Catalog and indexes, read anew where the catalog changed; they change together, in one step."""
-        async with self._catalog_locks[domain]:
-            version = await self._store.version(domain)
-            current = self._catalogs.get(domain)
-            if version == 0 or (current is not None and current.version == version):
-                return current
-            items = await self._store.all(domain)
-            fresh = CatalogSnapshot(domain, version, {item.item_id: item for item in items})
-            stale = [slot for slot in self._slots.values() if slot.domain == domain and slot.files is not None]
-            indexes = [await asyncio.to_thread(slot.files.make_index, items) for slot in stale if slot.files]
-            self._catalogs[domain] = fresh
+    async def _reindexed(self, catalog: CatalogSnapshot) -> Callable[[], None]:
+        """Indexes over a new catalog for every loaded version; catalog and indexes change together."""
+        stale = [slot for slot in self._slots.values() if slot.domain == catalog.domain and slot.files is not None]
+        items = list(catalog.items.values())
+        indexes = [await asyncio.to_thread(slot.files.make_index, items) for slot in stale if slot.files]
+
+        def put_in_place() -> None:
             for slot, index in zip(stale, indexes, strict=True):
                 if slot.version is not None:
-                    slot.version = replace(slot.version, catalog=fresh, index=index)
-            return fresh
+                    slot.version = replace(slot.version, catalog=catalog, index=index)
+
+        return put_in_place
+
+    async def _servable_champion(self, domain: DomainId, wanted: AdapterName | None) -> AdapterName | None:
+        """The wanted champion; where this process refuses it, what serves already, else its nearest sound ancestor."""
+        if wanted is None or self._slots[wanted].servable:
+            return wanted
+        serving = self._routes.get(domain, DomainRoute()).champion
+        if serving is not None or self._slots[wanted].state is not SlotState.refused:
+            return serving
+        parents = {manifest.name: manifest.parent for manifest in await self._registry.versions(domain)}
+        while (wanted := parents.get(wanted)) is not None:
+            await self._ensure(domain, wanted)
+            if self._slots[wanted].servable:
+                return wanted
+        return None
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -212,14 +226,14 @@ class AdapterManager:
                 await self._load_files(slot)
             await self._load_lora(slot)
         except Exception as error:
-            self._refuse(slot, error)
+            await self._refuse(slot, error)
 
     async def _load_files(self, slot: Slot) -> None:
         slot.state = SlotState.fetching
         files = await asyncio.to_thread(self._load, slot.domain, slot.name)
-        await self.catalog(slot.domain)
-        async with self._catalog_locks[slot.domain]:
-            catalog = self._catalogs[slot.domain]
+        if files.manifest != await self._registry.manifest(slot.domain, slot.name):
+            raise InvalidArtifact(f"adapter {slot.name}: its manifest is not the one that was published")
+        async with self._catalogs.unchanging(slot.domain) as catalog:
             index = await asyncio.to_thread(files.make_index, list(catalog.items.values()))
             slot.files = files
             slot.version = ServingVersion(
@@ -251,6 +265,8 @@ class AdapterManager:
                 return
             slot.generation = generation
             self._metrics.adapter_loaded.labels(slot.domain, slot.name).set(1)
+            if slot.failures:
+                await self._refusals.clear(slot.domain, slot.name)
         slot.state, slot.refusal, slot.failures = SlotState.serving, None, 0
 
     async def _add_and_warm(self, engine: RankingEngine, slot: Slot, lora: LoraHandle) -> None:
@@ -263,21 +279,22 @@ class AdapterManager:
             await engine.remove_adapter(lora)
             raise
 
-    def _refuse(self, slot: Slot, error: Exception) -> None:
+    async def _refuse(self, slot: Slot, error: Exception) -> None:
         slot.state, slot.refusal = SlotState.refused, str(error) or repr(error)
         slot.retry_at = self._clock() + min(FIRST_RETRY_S * 2**slot.failures, LONGEST_RETRY_S)
         slot.failures += 1
         self._metrics.adapter_swaps.labels(slot.domain, "failed").inc()
+        self._metrics.adapter_refusals.labels(slot.domain, type(error).__name__).inc()
         log.error("adapter_refused", domain=slot.domain, adapter=slot.name, reason=slot.refusal)
+        with suppress(RedisError, OSError):  # the log and the metric have it
+            await self._refusals.note(slot.domain, slot.name, slot.refusal)
 
     # -- moving -----------------------------------------------------------------------------------
 
     def _flip(self, domain: DomainId, wanted: DomainRoute) -> None:
-        """New requests go to what is wanted and servable; an unservable champion leaves its predecessor in place."""
+        """New requests go to what is wanted; a challenger that cannot be served gets none."""
         before = self._routes.get(domain, DomainRoute())
         champion = wanted.champion
-        if champion is not None and not self._slots[champion].servable:
-            champion = before.champion
         challenger = wanted.challenger
         if challenger is not None and not self._slots[challenger].servable:
             challenger = None

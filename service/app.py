@@ -22,7 +22,9 @@ from service.openapi import describe
 from service.ports import EngineFactory
 from service.queue import CeleryQueue, EvolutionQueue
 from service.recommend import Recommender
+from service.remembered import RememberedHistories
 from service.routes import adapters, evolutions, health, interactions, items, metrics, recommend, users
+from service.store_guard import StoreGuard
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -33,10 +35,14 @@ from shared.popularity import PopularityStore
 from shared.prompt import PromptBuilder
 from shared.redis_client import connect
 from shared.redis_keys import validate_domain
+from shared.refusals import RefusalStore
 from shared.registry import Registry
 from shared.stream import InteractionLog
 
 log = structlog.get_logger(__name__)
+
+# How long a call waits for Redis before it is answered with 503.
+ANSWER_WITHIN_S = 5.0
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 
@@ -125,12 +131,17 @@ def _open(
     load: VersionLoader | None,
     queue: EvolutionQueue | None,
 ) -> Services:
-    redis = connect(settings)
+    redis = connect(settings, answer_within_s=ANSWER_WITHIN_S)
+    guard = StoreGuard(settings.store_timeout_ms / 1000, counters)
     artifacts = ArtifactStore(settings)
     catalog = CatalogStore(redis)
     registry = Registry(redis, artifacts)
     histories = HistoryStore(redis, settings)
-    manager = AdapterManager(settings, registry, catalog, host, load or ArtifactLoader(settings, artifacts), counters)
+    refusals = RefusalStore(redis)
+    remembered = RememberedHistories(histories, guard, settings.remembered_interactions)
+    manager = AdapterManager(
+        settings, registry, catalog, host, load or ArtifactLoader(settings, artifacts), counters, guard, refusals
+    )
     return Services(
         settings=settings,
         redis=redis,
@@ -138,8 +149,10 @@ def _open(
         metrics=counters,
         log=InteractionLog(redis, settings),
         histories=histories,
+        remembered=remembered,
         catalog=catalog,
         registry=registry,
+        refusals=refusals,
         evolutions=EvolutionStore(redis),
         queue=queue or CeleryQueue(settings),
         host=host,
@@ -147,8 +160,8 @@ def _open(
         recommender=Recommender(
             settings,
             manager,
-            histories,
-            PopularityStore(redis, settings),
+            remembered,
+            PopularityStore(redis, settings, read=guard.read),
             engine=lambda: host.current,
             prompts=lambda: prompts.builder,
             metrics=counters,

@@ -15,6 +15,7 @@ from service.auth import KeyRing, Principal, Scope, check_scope
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
+from service.remembered import RememberedHistories
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -22,6 +23,7 @@ from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.metrics import Metrics
+from shared.refusals import RefusalStore
 from shared.registry import Registry
 from shared.stream import InteractionLog
 from shared.types import DomainId
@@ -39,8 +41,10 @@ class Services:
     metrics: Metrics
     log: InteractionLog
     histories: HistoryStore
+    remembered: RememberedHistories
     catalog: CatalogStore
     registry: Registry
+    refusals: RefusalStore
     evolutions: EvolutionStore
     queue: EvolutionQueue
     host: EngineHost

@@ -90,9 +90,17 @@ class Forgotten(Protocol):
         """The history without what was forgotten."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownHistory:
+    """A user's interactions, oldest first; empty for an unknown user. `current`: as the store has them now."""
+
+    events: tuple[Interaction, ...]
+    current: bool
+
+
 class Histories(Protocol):
-    async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
-        """Oldest first; empty for an unknown user."""
+    async def get(self, domain: DomainId, user_id: UserId) -> KnownHistory:
+        """What is known of the user at the moment."""
 
 
 class Popularity(Protocol):

@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -51,6 +51,7 @@ class Ask:
     candidates: tuple[ItemId, ...] | None
     exclude: frozenset[ItemId]
     categories: frozenset[str] | None
+    current: bool = True  # False: the history is what this process remembers, the store is away
 
     def allows(self, item: Item) -> bool:
         fits = self.categories is None or in_categories(item.category, self.categories)
@@ -112,6 +113,8 @@ class Recommender:
             with self._timed("history"):
                 ask = await self._look_up(request, domain, user_id, catalog, version)
             answer = await self._answer(ask, catalog, version)
+            if not ask.current:
+                answer = replace(answer, degraded="store_unavailable")
             reasons = await self._reasons(ask, answer, catalog) if request.explain else {}
         name = None if answer.adapter is None else answer.adapter.name
         self._metrics.recommendations.labels(domain, name or "", answer.degraded).inc()
@@ -142,13 +145,15 @@ class Recommender:
         catalog: CatalogSnapshot,
         version: ServingVersion | None,
     ) -> Ask:
+        current = True
         if request.history is not None:
             seen = history = [ItemId(item) for item in request.history]
         else:
             assert user_id is not None  # noqa: S101 - the schema demands one of the two
-            events = await self._histories.get(domain, user_id)
-            seen = [event.item_id for event in events]
-            positive = tuple(event for event in events if event.event_type in self._settings.positive_events)
+            known = await self._histories.get(domain, user_id)
+            current = known.current
+            seen = [event.item_id for event in known.events]
+            positive = tuple(event for event in known.events if event.event_type in self._settings.positive_events)
             kept = positive if version is None else version.forgotten.filter(user_id, positive)
             history = [event.item_id for event in kept if event.item_id in catalog.items]
         # A caller who names candidates wants them ranked; leaving seen ones out has to be asked for.
@@ -161,6 +166,7 @@ class Recommender:
             candidates=None if request.candidates is None else tuple(dict.fromkeys(map(ItemId, request.candidates))),
             exclude=frozenset(map(ItemId, request.exclude_item_ids)) | frozenset(seen if leave_seen else ()),
             categories=None if request.categories is None else frozenset(request.categories),
+            current=current,
         )
 
     async def _answer(self, ask: Ask, catalog: CatalogSnapshot, version: ServingVersion | None) -> Answer:

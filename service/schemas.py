@@ -21,6 +21,7 @@ from shared.errors import InvalidInput
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
 from shared.redis_keys import validate_domain
+from shared.refusals import Refusal
 
 MAX_CANDIDATES = 100
 MAX_BATCH = 1000
@@ -162,7 +163,8 @@ class Recommendation(BaseModel):
     adapter: str | None = Field(description="The adapter version that answered; null: popularity did")
     degraded: Literal[False] | str = Field(
         description="false, or why the LLM did not rank: no_adapter, no_history, engine_unavailable, engine_failed, "
-        "rank_timeout, saturated, adapter_unavailable"
+        "rank_timeout, saturated, adapter_unavailable; or store_unavailable: the history is the last one this process "
+        "knew, or none"
     )
     took_ms: float
 
@@ -300,6 +302,7 @@ class DomainAdapters(BaseModel):
     paused: bool
     versions: list[Manifest] = Field(description="Newest first")
     replica: list[ReplicaAdapter]
+    refusals: dict[str, Refusal] = Field(description="Versions that a replica last refused to serve, and why")
 
 
 class AdaptersAnswer(BaseModel):

@@ -76,6 +76,14 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], rank: int, base: BaseSh
             raise InvalidArtifact(f"tensor {name} lacks its lora_{other}")
 
 
+def check_finite(file: Path) -> None:
+    """InvalidArtifact where a weight is NaN or infinite: one such adapter answers nonsense without a word."""
+    with safe_open(str(file), framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118
+            if not bool(tensors.get_tensor(name).isfinite().all()):
+                raise InvalidArtifact(f"tensor {name} holds numbers that are not finite")
+
+
 def check_version(folder: Path, manifest: Manifest, base: BaseShape, max_rank: int) -> None:
     """InvalidArtifact, with what does not fit, unless this process may serve the version."""
     if manifest.base_model_hash != base.hash:
@@ -92,4 +100,6 @@ def check_version(folder: Path, manifest: Manifest, base: BaseShape, max_rank: i
         raise InvalidArtifact(f"adapter_config.json cannot be read: {error!r}") from error
     if rank != manifest.lora_rank:
         raise InvalidArtifact(f"adapter_config.json says rank {rank}, the manifest {manifest.lora_rank}")
-    check_tensors(tensor_shapes(folder / "adapter_model.safetensors"), manifest.lora_rank, base)
+    weights = folder / "adapter_model.safetensors"
+    check_tensors(tensor_shapes(weights), manifest.lora_rank, base)
+    check_finite(weights)

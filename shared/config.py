@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     rank_timeout_ms: PositiveInt = 10_000
     max_concurrent_rankings: PositiveInt = Field(64, description="Beyond: the retriever's order, `degraded` says so")
     max_concurrent_requests: PositiveInt = Field(256, description="Recommendations at once; beyond: 503, Retry-After")
+    store_timeout_ms: PositiveInt = Field(
+        2000, description="Longest wait of a recommendation for Redis; beyond: what the process remembers, degraded"
+    )
+    remembered_interactions: PositiveInt = Field(
+        200_000, description="Of the histories read last, kept in memory for when Redis is away (some 60 MB)"
+    )
     registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
 
     # -- interactions -----------------------------------------------------------------------------

@@ -40,6 +40,9 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=registry,
         )
+        self.store_available = Gauge(
+            "evorec_store_available", "1 while requests can read the data store, else 0", registry=registry
+        )
         self.rankings_running = Gauge("evorec_rankings_running", "Rankings in the engine", registry=registry)
         self.interactions = Counter(
             "evorec_interactions",
@@ -54,6 +57,12 @@ class Metrics:
             "evorec_adapter_swaps",
             "Changes of champion; `outcome`: ok, failed",
             ("domain", "outcome"),
+            registry=registry,
+        )
+        self.adapter_refusals = Counter(
+            "evorec_adapter_refusals",
+            "Adapter versions not served; `cause`: the kind of error; log and GET /admin/adapters have its text",
+            ("domain", "cause"),
             registry=registry,
         )
         self.adapter_swap_seconds = Histogram(

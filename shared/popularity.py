@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,12 +18,16 @@ import numpy as np
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.errors import Unavailable
 from shared.redis_keys import PartitionKeys
 from shared.types import DomainId, ItemId
 
 # What an item without events gets: it has to be finite under a logarithm.
 SHARE_FLOOR = 1e-6
 SNAPSHOT_S = 2.0
+
+Shares = Mapping[ItemId, float]
+"""Item -> share of the domain's decayed mass, largest first."""
 
 # KEYS: popularity.  -> [item, log2 mass, item, ...] as one string: the client takes ten times as long over an answer
 # of 10,000 parts, and the loop that waits for it serves requests.
@@ -57,16 +61,29 @@ def shares_of(log2_masses: Sequence[tuple[str, float]]) -> dict[ItemId, float]:
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     taken: float
-    shares: Mapping[ItemId, float]
+    shares: Shares
+
+
+async def ask_now(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+    """No guard: what goes wrong is the caller's to handle."""
+    return await ask()
 
 
 class PopularityStore:
     """Reads what `InteractionLog.append` counts, anew every `SNAPSHOT_S`: every recommendation asks."""
 
-    def __init__(self, redis: Redis, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        read: Callable[[Callable[[], Awaitable[Shares]]], Awaitable[Shares]] = ask_now,
+    ) -> None:
+        """`read` asks Redis, or raises Unavailable where it is away: then the last snapshot goes on, however old."""
         self._redis = redis
         self._settings = settings
         self._clock = clock
+        self._guarded = read
         self._masses = redis.register_script(MASSES)
         self._snapshots: dict[DomainId, _Snapshot] = {}
         self._reading: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -80,23 +97,27 @@ class PopularityStore:
         shares = await self._shares(domain)
         return [shares.get(item_id, 0.0) + SHARE_FLOOR for item_id in item_ids]
 
-    async def _shares(self, domain: DomainId) -> Mapping[ItemId, float]:
+    async def _shares(self, domain: DomainId) -> Shares:
         if (shares := self._fresh(domain)) is not None:
             return shares
         async with self._reading[domain]:
             if (shares := self._fresh(domain)) is None:
-                shares = await self._read(domain)
+                try:
+                    shares = await self._guarded(lambda: self._read(domain))
+                except Unavailable:
+                    known = self._snapshots.get(domain)
+                    return {} if known is None else known.shares
                 self._snapshots[domain] = _Snapshot(self._clock(), shares)
             return shares
 
-    def _fresh(self, domain: DomainId) -> Mapping[ItemId, float] | None:
+    def _fresh(self, domain: DomainId) -> Shares | None:
         snapshot = self._snapshots.get(domain)
         # An empty one never is, so that a domain's very first events show at once.
         if snapshot is None or not snapshot.shares or self._clock() - snapshot.taken >= SNAPSHOT_S:
             return None
         return snapshot.shares
 
-    async def _read(self, domain: DomainId) -> dict[ItemId, float]:
+    async def _read(self, domain: DomainId) -> Shares:
         masses: list[tuple[str, float]] = []
         for partition in range(self._settings.partitions):
             # An empty list is `{}` to Lua.

@@ -9,6 +9,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.config import Settings
@@ -17,16 +18,22 @@ from shared.embedded_redis import socket_url
 SOCKET_TIMEOUT_S = 30.0
 
 
-def connect(settings: Settings) -> Redis:
+def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redis:
     """A client (no I/O yet) of EVOREC_REDIS_URL, else of the embedded Redis. The caller closes it: `aclose()`.
 
-    Commands are retried on connection errors: every write of this project may run twice.
+    Commands are retried on connection errors: every write of this project may run twice. They are repeated as well
+    where Redis is silent for too long, unless the caller has somebody waiting and says how long that may be.
     """
+    backoff = ExponentialBackoff(cap=0.5, base=0.02)
+    if answer_within_s is None:
+        retry = Retry(backoff, retries=3)
+    else:
+        retry = Retry(backoff, retries=3, supported_errors=(RedisConnectionError,))
     pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
         decode_responses=True,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=3),
-        socket_timeout=SOCKET_TIMEOUT_S,
+        retry=retry,
+        socket_timeout=answer_within_s or SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,
         health_check_interval=30,
     )

@@ -111,6 +111,11 @@ class DomainKeys:
         return self._key("route")
 
     @property
+    def refusals(self) -> str:
+        """Hash: adapter name -> why a serving process refused it."""
+        return self._key("refusals")
+
+    @property
     def considered(self) -> str:
         """Hash: partition -> stream id up to which a finished run has looked."""
         return self._key("considered")

@@ -45,6 +45,7 @@ async def _describe(services: Services, domain: DomainId) -> DomainAdapters:
             ReplicaAdapter(name=slot.name, state=slot.state, refusal=slot.refusal, in_flight=slot.in_flight)
             for slot in slots
         ],
+        refusals=dict(await services.refusals.all(domain)),
     )
 
 

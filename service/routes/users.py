@@ -65,6 +65,7 @@ async def erase_user(user_id: UserPath, services: ServicesDep, domain: DomainQue
     events = await services.histories.get(name, UserId(user_id))
     versions = await services.registry.versions(name)
     erased = await services.histories.erase(name, UserId(user_id))
+    services.remembered.forget(name, UserId(user_id))
     if not erased and not events:
         raise _unknown(name, user_id)
     learned: list[AdapterName] = []

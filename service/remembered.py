@@ -1,0 +1,40 @@
+"""What this process remembers of users for as long as the data store is away."""
+
+from __future__ import annotations
+
+from cachetools import TTLCache
+
+from service.ports import Histories, KnownHistory
+from service.store_guard import StoreAway, StoreGuard
+from shared.history import HistoryStore
+from shared.types import DomainId, Interaction, UserId
+
+# Longer than an outage should be; a history that nobody asked for since is dropped, for erasure's sake.
+KEPT_S = 6 * 3600.0
+
+
+class RememberedHistories(Histories):
+    """The store's histories; while it is away, those read last, at most `limit` interactions in all."""
+
+    def __init__(self, store: HistoryStore, guard: StoreGuard, limit: int) -> None:
+        self._store = store
+        self._guard = guard
+        self._kept: TTLCache[tuple[DomainId, UserId], tuple[Interaction, ...]] = TTLCache(limit, KEPT_S, getsizeof=len)
+
+    async def get(self, domain: DomainId, user_id: UserId) -> KnownHistory:
+        try:
+            events = await self._guard.read(lambda: self._store.get(domain, user_id))
+        except StoreAway:
+            return KnownHistory(self._kept.get((domain, user_id), ()), current=False)
+        self._keep(domain, user_id, events)
+        return KnownHistory(events, current=True)
+
+    def forget(self, domain: DomainId, user_id: UserId) -> None:
+        """An erased user is remembered no longer."""
+        self._kept.pop((domain, user_id), None)
+
+    def _keep(self, domain: DomainId, user_id: UserId, events: tuple[Interaction, ...]) -> None:
+        if 0 < len(events) <= self._kept.maxsize:
+            self._kept[domain, user_id] = events
+        else:
+            self.forget(domain, user_id)
