@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from redis.asyncio import Redis
 
@@ -12,7 +16,7 @@ from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.types import DomainId
 from tests.service_support import ITEMS, SHOP, Running, serving
-from tests.tiny_base import write_base
+from tests.tiny_base import write_base, write_weights
 
 
 @pytest.fixture
@@ -37,3 +41,24 @@ async def running(service_settings: Settings, redis: Redis, shop: DomainId) -> A
     async with serving(service_settings, redis) as service:
         await service.ready()
         yield service
+
+
+@pytest.fixture
+def service_process(service_settings: Settings, unused_tcp_port: int) -> Iterator[tuple[psutil.Process, str]]:
+    """`evorec serve` with a real engine over a tiny base, and its URL; killed with all its children."""
+    write_weights(Path(service_settings.base_model))
+    values = {
+        "STATE_DIR": service_settings.state_dir,
+        "REDIS_URL": service_settings.redis_url,
+        "BASE_MODEL": service_settings.base_model,
+        "MAX_MODEL_LEN": service_settings.max_model_len,
+        "DEFAULT_DOMAIN": SHOP,
+        "PORT": unused_tcp_port,
+    }
+    environment = {**os.environ, **{f"EVOREC_{name}": str(value) for name, value in values.items()}}
+    with subprocess.Popen([sys.executable, "-m", "service.main"], env=environment, start_new_session=True) as child:
+        started = psutil.Process(child.pid)
+        yield started, f"http://127.0.0.1:{unused_tcp_port}"
+        family = [*started.children(recursive=True), started] if started.is_running() else []
+        for each in family:
+            each.kill()

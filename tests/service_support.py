@@ -28,6 +28,7 @@ from tests.fake_engine import FakeEngine
 from tests.tiny_base import CONFIG, write_adapter
 
 SHOP = DomainId("shop")
+START_S = 400  # some 25 s on two idle cores
 ITEMS = tuple(
     Item(ItemId(f"i{n}"), f"{('red', 'blue', 'green')[n % 3]} cream {n}", category="Care" if n % 2 else "Hair")
     for n in range(30)
@@ -131,6 +132,20 @@ class Running:
     async def recommend(self, **body: Any) -> httpx.Response:
         full = {"domain": SHOP, "history": ["i1", "i2"], "user_id": "u1", **body}
         return await self.http.post("/recommend", json={key: value for key, value in full.items() if value is not None})
+
+
+async def until_ready(http: httpx.AsyncClient) -> None:
+    """Returns once the process is ready; as soon as it lives it goes on answering, while the engine starts."""
+    lived = False
+    async with asyncio.timeout(START_S):
+        while True:
+            try:
+                lived = (await http.get("/health/live")).status_code == 200
+                if (await http.get("/health/ready")).status_code == 200:
+                    return
+            except httpx.ConnectError:
+                assert not lived
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager

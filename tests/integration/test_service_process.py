@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 from redis.asyncio import Redis
 
 from service.main import LAME_DUCK_S
 from shared.config import Settings
-from tests.service_support import SHOP, Publisher
-from tests.tiny_base import write_weights
+from tests.service_support import Publisher, until_ready
 
 pytest_plugins = ["tests.service_fixtures"]
 
-START_S = 400  # some 25 s on two idle cores
-
-
-@pytest.fixture
-def process(service_settings: Settings, unused_tcp_port: int) -> Iterator[tuple[psutil.Process, str]]:
-    write_weights(Path(service_settings.base_model))
-    values = {
-        "STATE_DIR": service_settings.state_dir,
-        "REDIS_URL": service_settings.redis_url,
-        "BASE_MODEL": service_settings.base_model,
-        "MAX_MODEL_LEN": service_settings.max_model_len,
-        "DEFAULT_DOMAIN": SHOP,
-        "PORT": unused_tcp_port,
-    }
-    environment = {**os.environ, **{f"EVOREC_{name}": str(value) for name, value in values.items()}}
-    with subprocess.Popen([sys.executable, "-m", "service.main"], env=environment, start_new_session=True) as child:
-        started = psutil.Process(child.pid)
-        yield started, f"http://127.0.0.1:{unused_tcp_port}"
-        family = [*started.children(recursive=True), started] if started.is_running() else []
-        for each in family:
-            each.kill()
-
 
 async def test_real_engine_swaps_and_drains(
-    process: tuple[psutil.Process, str], service_settings: Settings, redis: Redis, shop: str
+    service_process: tuple[psutil.Process, str], service_settings: Settings, redis: Redis, shop: str
 ) -> None:
-    child, url = process
+    child, url = service_process
     publisher = Publisher(redis, service_settings)
     names = [await publisher.publish()]
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-        await _ready(http)
+        await until_ready(http)
         answers: list[tuple[int, object, str]] = []
         ending = asyncio.Event()
 
@@ -78,17 +49,3 @@ async def test_real_engine_swaps_and_drains(
     assert await asyncio.to_thread(child.wait, 60) == 0
     _, alive = await asyncio.to_thread(psutil.wait_procs, family, 10)
     assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
-
-
-async def _ready(http: httpx.AsyncClient) -> None:
-    """Once it lives it goes on answering, while the engine starts."""
-    lived = False
-    async with asyncio.timeout(START_S):
-        while True:
-            try:
-                lived = (await http.get("/health/live")).status_code == 200
-                if (await http.get("/health/ready")).status_code == 200:
-                    return
-            except httpx.ConnectError:
-                assert not lived
-            await asyncio.sleep(0.1)
