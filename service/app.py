@@ -41,8 +41,8 @@ from shared.stream import InteractionLog
 
 log = structlog.get_logger(__name__)
 
-# How long a call waits for Redis before it is answered with 503.
-ANSWER_WITHIN_S = 5.0
+# How long a command of a request waits for Redis before the call is answered with 503.
+ANSWER_WITHIN_S = 3.0
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 

@@ -22,13 +22,15 @@ def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redi
     """A client (no I/O yet) of EVOREC_REDIS_URL, else of the embedded Redis. The caller closes it: `aclose()`.
 
     Commands are retried on connection errors: every write of this project may run twice. They are repeated as well
-    where Redis is silent for too long, unless the caller has somebody waiting and says how long that may be.
+    where Redis is silent for too long, unless the caller has somebody waiting and says how long that may be (at most
+    twice that, where a new connection has to be made).
     """
     backoff = ExponentialBackoff(cap=0.5, base=0.02)
     if answer_within_s is None:
         retry = Retry(backoff, retries=3)
     else:
-        retry = Retry(backoff, retries=3, supported_errors=(RedisConnectionError,))
+        # Once: a new connection to a silent Redis fails as a connection error, after all of the time limit.
+        retry = Retry(backoff, retries=1, supported_errors=(RedisConnectionError,))
     pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
         decode_responses=True,

