@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -22,6 +23,11 @@ from torch import Tensor, nn
 from shared.errors import InvalidArtifact
 from shared.types import Item, ItemId
 
+if TYPE_CHECKING:
+    from shared.nearest import HalfPrecisionIndex
+
+# Above, the product with every item's vector would take longer than the LLM on a small base.
+EXACT_UP_TO = 100_000
 RETRIEVER_FILE = "retriever.safetensors"
 _WORD = re.compile(r"\w+", re.UNICODE)
 
@@ -118,15 +124,18 @@ class Retriever(nn.Module):
 class RetrieverIndex:
     """A retriever over a snapshot of a catalog; immutable, safe to share between requests."""
 
-    def __init__(self, retriever: Retriever, items: Sequence[Item]) -> None:
+    def __init__(self, retriever: Retriever, items: Sequence[Item], *, exact_up_to: int = EXACT_UP_TO) -> None:
         self._retriever = retriever.eval()
         self._items = tuple(items)
         self._rows = {item.item_id: row for row, item in enumerate(self._items)}
         self._available = torch.tensor([item.available for item in self._items], dtype=torch.bool)
+        self._categories = {category: code for code, category in enumerate({item.category: 0 for item in self._items})}
+        self._category_codes = torch.tensor([self._categories[item.category] for item in self._items], dtype=torch.long)
         with torch.inference_mode():
             self._vectors = (
                 retriever.item_vectors(self._items) if self._items else torch.zeros(0, retriever.config.width)
             )
+        self._large = _half_precision(self._vectors) if len(self._items) > exact_up_to else None
 
     def item(self, item_id: ItemId) -> Item | None:
         """The catalog's entry, or None."""
@@ -141,20 +150,28 @@ class RetrieverIndex:
         exclude: Set[ItemId] = frozenset(),
         categories: Set[str] | None = None,
     ) -> list[tuple[ItemId, float]]:
-        """The k best available items outside `exclude` (in `categories`, if given), best first, with their scores."""
-        scores = self._scores(history).clone()
+        """The k best available items outside `exclude` (in `categories`, if given), best first, with their scores:
+        log-probabilities over the catalog; over the k found where the catalog is too large to sum over.
+        """
+        allowed = self._allowed(exclude, categories)
+        k = min(k, int(allowed.sum()))
+        state = self._state(history)
+        if self._large is not None and state is not None and k:
+            rows, products = self._large.best(state.numpy(), k, allowed.numpy())
+            values = torch.log_softmax(torch.tensor(products), dim=0).tolist()
+        else:
+            best = torch.topk(self._scores(history).masked_fill(~allowed, -torch.inf), k)
+            rows, values = best.indices.tolist(), best.values.tolist()
+        return [(self._items[row].item_id, value) for row, value in zip(rows, values, strict=True)]
+
+    def _allowed(self, exclude: Set[ItemId], categories: Set[str] | None) -> Tensor:
+        """-> bool [I]"""
         allowed = self._available.clone()
         allowed[[self._rows[item_id] for item_id in exclude if item_id in self._rows]] = False
         if categories is not None:
-            allowed &= torch.tensor(
-                [in_categories(item.category, categories) for item in self._items], dtype=torch.bool
-            )
-        scores[~allowed] = -torch.inf
-        best = torch.topk(scores, min(k, int(allowed.sum())))
-        return [
-            (self._items[row].item_id, value)
-            for row, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+            wanted = torch.tensor([in_categories(category, categories) for category in self._categories])
+            allowed &= wanted[self._category_codes]
+        return allowed
 
     def scores(self, history: Sequence[ItemId], item_ids: Sequence[ItemId]) -> list[float]:
         """Log-probabilities over the catalog for some of its items.  -> [len(item_ids)]"""
@@ -175,16 +192,27 @@ class RetrieverIndex:
                 row[index] = with_it - without_it
         return added
 
-    @torch.inference_mode()
     def _scores(self, history: Sequence[ItemId]) -> Tensor:
         """log softmax over the catalog.  -> [I]"""
+        state = self._state(history)
+        if state is None:
+            return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
+        with torch.inference_mode():
+            return torch.log_softmax(self._vectors @ state, dim=0)
+
+    @torch.inference_mode()
+    def _state(self, history: Sequence[ItemId]) -> Tensor | None:
+        """The state after the newest known items; None where none is known.  -> [d]"""
         rows = [self._rows[item_id] for item_id in history if item_id in self._rows][
             -self._retriever.config.max_length :
         ]
-        if not rows:
-            return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
-        state = self._retriever.encode(self._vectors[rows].unsqueeze(0))[0, -1]
-        return torch.log_softmax(self._vectors @ state, dim=0)
+        return self._retriever.encode(self._vectors[rows].unsqueeze(0))[0, -1] if rows else None
+
+
+def _half_precision(vectors: Tensor) -> HalfPrecisionIndex:
+    from shared.nearest import HalfPrecisionIndex  # FAISS takes half a second to import, and most catalogs need none
+
+    return HalfPrecisionIndex(vectors.numpy())
 
 
 def in_categories(path: str, wanted: Set[str]) -> bool:

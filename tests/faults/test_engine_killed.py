@@ -18,7 +18,7 @@ from tests.service_support import SHOP, START_S, Publisher, until_ready
 pytest_plugins = ["tests.service_fixtures"]
 pytestmark = pytest.mark.timeout(1800)
 
-REASONS = ("engine_unavailable", "engine_failed", "rank_timeout", "saturated")
+REASONS = ("engine_unavailable", "adapter_unavailable", "engine_failed", "rank_timeout", "saturated")
 TOLERANCE = 1e-2  # other batches, other sums; bfloat16 where the processor has it
 CALL = {"user_id": "u1", "history": ["i1", "i2"], "candidates": [f"i{n}" for n in range(3, 13)], "explain": True}
 
