@@ -131,6 +131,8 @@ def _open(
     load: VersionLoader | None,
     queue: EvolutionQueue | None,
 ) -> Services:
+    counters.prompt_tokens.set_function(lambda: host.prompt_tokens.asked)
+    counters.cached_prompt_tokens.set_function(lambda: host.prompt_tokens.cached)
     redis = connect(settings, answer_within_s=ANSWER_WITHIN_S)
     guard = StoreGuard(settings.store_timeout_ms / 1000, counters)
     artifacts = ArtifactStore(settings)

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import structlog
 
-from service.ports import EngineFactory, RankingEngine
+from service.ports import EngineFactory, PromptTokens, RankingEngine
 from shared.config import Settings
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,11 @@ class EngineHost:
     @property
     def current(self) -> RankingEngine | None:
         return self._engine if self._engine is not None and self._engine.alive else None
+
+    @property
+    def prompt_tokens(self) -> PromptTokens:
+        """Of the engine that runs now."""
+        return self._engine.prompt_tokens if self._engine is not None else PromptTokens()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Calls `listener` whenever an engine has come or gone."""

@@ -41,8 +41,18 @@ class LoraHandle:
     path: Path
 
 
+@dataclass(slots=True)
+class PromptTokens:
+    """Tokens of all prompts that an engine has ranked, and how many of them its prefix cache had."""
+
+    asked: int = 0
+    cached: int = 0
+
+
 class RankingEngine(Protocol):
     """Scores labels under an adapter. Failures of one call never harm the others."""
+
+    prompt_tokens: PromptTokens
 
     @property
     def alive(self) -> bool:

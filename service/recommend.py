@@ -30,7 +30,7 @@ from service.scoring import Ranked, by_llm, by_popularity, by_retriever
 from shared.config import Settings
 from shared.errors import InvalidInput, Overloaded
 from shared.metrics import Metrics
-from shared.prompt import PromptBuilder, candidate_order
+from shared.prompt import PromptBuilder, candidate_order, shown
 from shared.retriever import in_categories
 from shared.types import DomainId, Item, ItemId, UserId
 
@@ -262,7 +262,7 @@ class Recommender:
         ids = [each.item_id for each in answer.ranked]
         shares = await self._popularity.shares(ask.domain, ids)
         # The window that the LLM saw; each of its items costs one pass of the retriever.
-        window = ask.history[-self._settings.prompt_history :]
+        window = shown(ask.history, self._settings.prompt_history)
         influences = await asyncio.to_thread(_influences, window, ids, answer.adapter, catalog)
         return {
             each.item_id: Reason(

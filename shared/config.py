@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")
     max_model_len: PositiveInt = 2048
     kv_cache_gib: PositiveInt = 1
-    prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt")
+    prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt, or up to 3 less")
     title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
     rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K: what the LLM ranks")
 

@@ -40,6 +40,12 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=registry,
         )
+        self.prompt_tokens = Gauge(
+            "evorec_engine_prompt_tokens", "Prompt tokens ranked by the engine since it started", registry=registry
+        )
+        self.cached_prompt_tokens = Gauge(
+            "evorec_engine_cached_prompt_tokens", "Of those, tokens that its prefix cache had", registry=registry
+        )
         self.store_available = Gauge(
             "evorec_store_available", "1 while requests can read the data store, else 0", registry=registry
         )

@@ -15,6 +15,7 @@ import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
@@ -33,6 +34,10 @@ NO_HISTORY = "none\n"
 CATEGORY_SEPARATOR = " |"
 LINE_END = "\n"
 CATEGORY_TOKENS = 4
+# The oldest items leave a prompt so many at a time.
+HISTORY_BLOCK = 4
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,20 @@ class Prompt:
     @property
     def n_candidates(self) -> int:
         return len(self.label_positions)
+
+
+def shown(history: Sequence[T], window: int) -> Sequence[T]:
+    """What a prompt shows of a history, oldest first: its newest `window` items, or a few less.
+
+    Old items leave in blocks, not one with each new item: so the next prompt of a user who has done something begins
+    like the last one, and the engine's prefix cache, which compares from the front, has most of the history.
+
+    >>> [len(shown(range(n), window=10)) for n in (9, 10, 11, 13, 14, 15)]
+    [9, 10, 7, 9, 10, 7]
+    """
+    block = max(1, min(HISTORY_BLOCK, window // 2))
+    beyond = max(0, len(history) - window)
+    return history[-(-beyond // block) * block :]
 
 
 class PromptBuilder:
@@ -78,15 +97,14 @@ class PromptBuilder:
         return cls(tokenizer, history_window=settings.prompt_history, title_tokens=settings.title_tokens)
 
     def build(self, history: Sequence[Item], candidates: Sequence[Item]) -> Prompt:
-        """The prompt for a history (oldest first; its newest `history_window` items are used) and candidates in label
-        order.
+        """The prompt for a history (oldest first; see `shown`) and candidates in label order.
 
         Raises `InvalidInput` for no candidate, or more than there are labels.
         """
         if not 1 <= len(candidates) <= len(self.label_ids):
             raise InvalidInput(f"A prompt takes 1 to {len(self.label_ids)} candidates, got {len(candidates)}.")
         ids = list(self._history_header)
-        for item in history[-self.history_window :]:
+        for item in shown(history, self.history_window):
             ids += self._item_line(item)
             ids += self._line_end
         if not history:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable, LoraHandle
+from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable, LoraHandle, PromptTokens
 from service.scoring import log_softmax
 from shared.errors import InvalidInput
 
@@ -18,6 +18,7 @@ class FakeEngine:
 
     def __init__(self, vocabulary: int, max_prompt: int) -> None:
         self.delay_s = 0.0
+        self.prompt_tokens = PromptTokens()
         self.loaded: dict[int, LoraHandle] = {}
         self.calls: list[tuple[LoraHandle, tuple[int, ...]]] = []
         self.events: list[str] = []
@@ -56,6 +57,7 @@ class FakeEngine:
         if len(token_ids) >= self._max_prompt or not all(0 <= each < self._vocabulary for each in label_ids):
             raise InvalidInput("the engine cannot rank this prompt")
         self.calls.append((lora, tuple(token_ids)))
+        self.prompt_tokens.asked += len(token_ids)
         await asyncio.sleep(self.delay_s)
         self._check_alive()
         return log_softmax([_pseudo_logit(lora.name, token_ids, label) for label in label_ids])

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from service.engine import engine_environment
 from shared.config import Settings
 
@@ -68,6 +70,11 @@ class EngineProcess:
         self._process.stdin.write(json.dumps(vars(batch)) + "\n")
         self._process.stdin.flush()
         return float(self._answer(DONE))
+
+    def memory_mib(self) -> float:
+        """Resident memory of the engine and its processes, shared pages counted once (PSS)."""
+        main = psutil.Process(self._process.pid)
+        return sum(each.memory_full_info().pss for each in (main, *main.children(recursive=True))) / 2**20
 
     def _answer(self, word: str) -> str:
         assert self._process.stdout is not None

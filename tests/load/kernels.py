@@ -66,12 +66,12 @@ class Model:
         return float((base + attention) / (base + attention + lora))
 
 
-def tiny_model(root: Path) -> Model:
+def tiny_model(root: Path, n_adapters: int = MAX_LORAS) -> Model:
     """The base that evorec ships."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(SHIPPED_BASE_MODEL)
-    return _with_adapters("tiny", SHIPPED_BASE_MODEL, model, root, n_prompts=64)
+    return _with_adapters("tiny", SHIPPED_BASE_MODEL, model, root, n_prompts=64, n_adapters=n_adapters)
 
 
 def wide_model(root: Path) -> Model:
@@ -95,7 +95,9 @@ def wide_model(root: Path) -> Model:
     return _with_adapters("wide", root / "wide", model, root, n_prompts=16)
 
 
-def _with_adapters(name: str, folder: Path, model: Any, root: Path, n_prompts: int) -> Model:
+def _with_adapters(
+    name: str, folder: Path, model: Any, root: Path, n_prompts: int, n_adapters: int = MAX_LORAS
+) -> Model:
     from peft import LoraConfig, get_peft_model
 
     from evolver.lora import TARGET_MODULES
@@ -105,7 +107,7 @@ def _with_adapters(name: str, folder: Path, model: Any, root: Path, n_prompts: i
         r=RANK, lora_alpha=2 * RANK, target_modules=list(TARGET_MODULES), init_lora_weights=False, task_type="CAUSAL_LM"
     )
     adapted = get_peft_model(model, lora)
-    folders = tuple(root / f"{name}-adapter-{n}" for n in range(MAX_LORAS))
+    folders = tuple(root / f"{name}-adapter-{n}" for n in range(n_adapters))
     for target in folders:
         adapted.save_pretrained(str(target))
     return Model(name, folder, config, folders, n_prompts)

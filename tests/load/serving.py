@@ -7,7 +7,7 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ CLIENTS = 16
 REQUESTS = 160
 ALONE = 30
 WARM_UP = 20
+MORE_SWAPS = 200  # after those under load, to see whether memory stays where it is
 SAMPLE_EVERY = 10  # of the answers under swaps; explaining costs the service some passes of the retriever
 
 
@@ -191,6 +192,8 @@ async def swaps(
         samples += seen.samples
         memory.append(stack.memory_bytes() / 2**20)
     worst, apart = await _against_fresh_engine(stack, engine, samples)
+    done = per_round * rounds
+    settled = {done: memory[-1]} | await more_swaps(stack, done, seeds, progress)
     label = f"{per_round * rounds} swaps, {CLIENTS} clients: "
     return [
         compared(f"{label}requests answered meanwhile", "requests", [requests], COMMAND),
@@ -204,9 +207,18 @@ async def swaps(
         compared(f"{label}smallest difference between versions", "log-probability", [apart], COMMAND, target=0.3),
     ], [
         compared("memory (PSS) of the service and its engine, at the start", "MiB", memory[:1], COMMAND),
-        compared(f"the same after {per_round * rounds} swaps", "MiB", memory[-1:], COMMAND),
-        compared("largest seen in between", "MiB", [max(memory)], COMMAND),
+        *(compared(f"the same after {n:,} swaps", "MiB", [mib], COMMAND) for n, mib in settled.items()),
     ]
+
+
+async def more_swaps(stack: LoadStack, done: int, seeds: Iterator[int], progress: Progress) -> dict[int, float]:
+    """Number of swaps -> MiB, for swaps one after the other without other load."""
+    memory = {}
+    for n in progress.track(range(done + 1, done + MORE_SWAPS + 1), description="Swaps for memory"):
+        await stack.answered_by(await stack.publish(next(seeds)))
+        if (n - done) % (MORE_SWAPS // 4) == 0:
+            memory[n] = stack.memory_bytes() / 2**20
+    return memory
 
 
 async def _against_fresh_engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.prompt import LABEL_TOKENS, PromptBuilder, candidate_order
+from shared.prompt import LABEL_TOKENS, PromptBuilder, candidate_order, shown
 from shared.types import Item, ItemId
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompt.txt"
@@ -44,9 +45,22 @@ def test_labels_stand_where_the_prompt_says() -> None:
     assert prompt.n_candidates == 3
 
 
+MANY = [Item(ItemId(str(n)), f"thing number {n}") for n in range(40)]
+
+
 def test_only_the_newest_history_is_used() -> None:
-    many = [Item(ItemId(str(n)), f"thing number {n}") for n in range(40)]
-    assert BUILDER.build(many, CANDIDATES) == BUILDER.build(many[-BUILDER.history_window :], CANDIDATES)
+    lines = [BUILDER.text(BUILDER.build(MANY[:n], CANDIDATES)).count("thing number") for n in (9, 10, 11, 14, 15)]
+    assert lines == [9, 10, 7, 10, 7]
+    assert BUILDER.build(MANY, CANDIDATES) == BUILDER.build(shown(MANY, BUILDER.history_window), CANDIDATES)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5, 10, 50])
+def test_the_shown_history_ends_with_the_newest_and_begins_alike_most_of_the_time(window: int) -> None:
+    histories = [shown(MANY[:n], window) for n in range(1, len(MANY) + 1)]
+    assert all(1 <= len(each) <= window for each in histories)
+    assert all(each[-1] is MANY[n] for n, each in enumerate(histories))
+    moved = sum(before[0] is not after[0] for before, after in pairwise(histories))
+    assert moved <= -(-max(0, len(MANY) - window) // max(1, min(4, window // 2)))
 
 
 def test_the_number_of_candidates_is_checked() -> None:

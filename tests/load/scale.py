@@ -1,0 +1,239 @@
+"""Latency and memory as the work grows, and where the knee is: `python -m tests.load.scale [--only catalog,users]`.
+
+Catalogs of 1,000 to a million items, histories of 5 to 500 interactions, 1 to 16 adapters in a batch, a thousand to a
+million users in Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import psutil
+import typer
+from rich.progress import Progress, track
+
+from service.engine import LORA_MODULES
+from shared.config import Settings
+from shared.embedded_redis import EmbeddedRedis, socket_url
+from shared.history import HistoryStore
+from shared.precision import cpu_dtype
+from shared.redis_client import connect
+from shared.stream import InteractionLog
+from shared.types import DomainId, Interaction, Item, ItemId, UserId
+from tests.load.engine_process import Batch, EngineProcess
+from tests.load.kernels import RANK, tiny_model
+from tests.load.results import Entry, compared, save
+from tests.load.stack import DOMAIN, LoadStack, load_stack
+
+COMMAND = "python -m tests.load.scale"
+CATALOGS = (1_000, 10_000, 100_000, 1_000_000)
+HISTORIES = (5, 50, 200, 500)
+ADAPTERS = (1, 2, 4, 8, 16)
+USERS = (1_000, 10_000, 100_000, 1_000_000)
+PER_USER = 3
+QUERIES = 20
+BATCH = 500
+
+T = TypeVar("T")
+
+
+def grown(name: str, unit: str, sizes: Sequence[int], values: dict[int, list[float]], what: str) -> list[Entry]:
+    """One entry for each size, compared with the smallest."""
+    first = f"{what}, {sizes[0]:,} {name}"
+    return [
+        compared(f"{what}, {size:,} {name}", unit, values[size], COMMAND)
+        if size == sizes[0]
+        else compared(f"{what}, {size:,} {name}", unit, values[size], COMMAND, baseline=first, against=values[sizes[0]])
+        for size in sizes
+    ]
+
+
+def in_own_process(work: Callable[[], T]) -> T:
+    """What `work` takes of memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work).result()
+
+
+# -- catalog --------------------------------------------------------------------------------------
+def retrieval(n_items: int, rounds: int) -> tuple[float, float, list[float]]:
+    """Seconds to build the index, MiB that it and its catalog take, ms of a retrieval's p50 in each round."""
+    import torch
+
+    from shared.retriever import Retriever, RetrieverIndex
+
+    torch.set_num_threads(1)  # as in the service
+    before = psutil.Process().memory_info().rss
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 20_000, (n_items, 6), generator=generator).tolist()
+    items = [
+        Item(ItemId(f"item-{number}"), " ".join(f"w{word}" for word in each), f"Store > Shelf {number % 200}")
+        for number, each in enumerate(words)
+    ]
+    retriever = Retriever([item.item_id for item in items])
+    began = time.perf_counter()
+    index = RetrieverIndex(retriever, items)
+    built = time.perf_counter() - began
+    history = [item.item_id for item in items[:10]]
+    p50 = []
+    for _ in range(rounds):
+        taken = []
+        for _ in range(QUERIES):
+            began = time.perf_counter()
+            index.candidates(history, 20, exclude=set(history))
+            taken.append(1000 * (time.perf_counter() - began))
+        p50.append(statistics.median(taken))
+    return built, (psutil.Process().memory_info().rss - before) / 2**20, p50
+
+
+def catalogs(rounds: int) -> None:
+    """Retrieval, the part of a request that grows with the catalog."""
+    found = {n: in_own_process(partial(retrieval, n, rounds)) for n in track(CATALOGS, description="Scale: catalog")}
+    save(
+        "scale-catalog",
+        [
+            *grown("items", "ms", CATALOGS, {n: p50 for n, (_, _, p50) in found.items()}, "retrieval, p50"),
+            *grown(
+                "items", "s", CATALOGS, {n: [built] for n, (built, _, _) in found.items()}, "index over a new catalog"
+            ),
+            *grown(
+                "items", "MiB", CATALOGS, {n: [mib] for n, (_, mib, _) in found.items()}, "memory of catalog and index"
+            ),
+        ],
+    )
+
+
+# -- histories ------------------------------------------------------------------------------------
+async def histories(rounds: int) -> None:
+    """`POST /recommend` of one client for users with longer and longer histories."""
+    p50: dict[int, list[float]] = {n: [] for n in HISTORIES}
+    async with load_stack() as stack:
+        log = InteractionLog(stack.redis, stack.settings)
+        items = [item.item_id for item in stack.store.items]
+        for n in HISTORIES:
+            events = [
+                Interaction("", UserId(f"h{n}-{user}"), items[(7 * user + k) % len(items)], 1e9 + k)
+                for user in range(QUERIES)
+                for k in range(n)
+            ]
+            await log.append(DOMAIN, events)
+        with Progress() as progress:
+            for _ in progress.track(range(rounds), description="Scale: histories"):
+                for n in HISTORIES:
+                    p50[n].append(await _p50(stack, [UserId(f"h{n}-{user}") for user in range(QUERIES)]))
+    save("scale-history", grown("interactions", "ms", HISTORIES, p50, "POST /recommend, p50, history of"))
+
+
+async def _p50(stack: LoadStack, users: Sequence[UserId]) -> float:
+    connection = await stack.connect()
+    taken = []
+    for user in users:
+        began = time.perf_counter()
+        status, answer = await connection.post("/recommend", stack.recommend_body(0, user_id=user, exclude_seen=False))
+        assert status == 200, answer
+        taken.append(1000 * (time.perf_counter() - began))
+    connection.close()
+    return statistics.median(taken)
+
+
+# -- adapters -------------------------------------------------------------------------------------
+def adapters(rounds: int) -> None:
+    """Prompts per second of one engine with room for 16 adapters, as its batches mix more of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_model(Path(folder), n_adapters=ADAPTERS[-1])
+        engine = {
+            "model": str(model.folder),
+            "dtype": cpu_dtype(Settings().dtype),
+            "max_model_len": 1024,
+            "max_num_batched_tokens": 2048,
+            "enable_lora": True,
+            "max_loras": ADAPTERS[-1],
+            "max_lora_rank": RANK,
+            "lora_target_modules": list(LORA_MODULES),
+        }
+        rates: dict[int, list[float]] = {n: [] for n in ADAPTERS}
+        memory: dict[int, list[float]] = {}
+        with EngineProcess(Path(folder) / "engine.log", engine, model.adapters) as running:
+            for n in ADAPTERS:
+                running.seconds(Batch(model.n_prompts, 250, n))
+                memory[n] = [running.memory_mib()]
+            for _ in track(range(rounds), description="Scale: adapters"):
+                for n in ADAPTERS:
+                    rates[n].append(model.n_prompts / running.seconds(Batch(model.n_prompts, 250, n)))
+    save(
+        "scale-adapters",
+        [
+            *grown("adapters", "prompts/s", ADAPTERS, rates, "prefill of 250 tokens, mixed"),
+            *grown("adapters", "MiB", ADAPTERS, memory, "memory of the engine after ranking with"),
+        ],
+    )
+
+
+# -- users ----------------------------------------------------------------------------------------
+async def users(rounds: int) -> None:
+    """Redis as users come in, `PER_USER` interactions each."""
+    domain = DomainId("scale")
+    memory: dict[int, list[float]] = {}
+    reads: dict[int, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(_env_file=None, state_dir=Path(folder))
+        with EmbeddedRedis(settings):
+            async with connect(settings.model_copy(update={"redis_url": socket_url(settings)})) as redis:
+                log, store = InteractionLog(redis, settings), HistoryStore(redis, settings)
+                empty = int((await redis.info("memory"))["used_memory"])
+                done = 0
+                with Progress() as progress:
+                    task = progress.add_task("Scale: users", total=USERS[-1])
+                    for n in USERS:
+                        while done < n:
+                            batch = range(done, min(n, done + BATCH))
+                            await log.append(domain, [_event(user, k) for user in batch for k in range(PER_USER)])
+                            done = batch.stop
+                            progress.update(task, completed=done)
+                        used = int((await redis.info("memory"))["used_memory"]) - empty
+                        memory[n] = [used / n]
+                        reads[n] = [await _read_ms(store, domain, n) for _ in range(rounds)]
+    save(
+        "scale-users",
+        [
+            *grown("users", "bytes", USERS, memory, f"Redis memory for a user with {PER_USER} interactions"),
+            *grown("users", "ms", USERS, reads, "reading a history, p50"),
+        ],
+    )
+
+
+def _event(user: int, k: int) -> Interaction:
+    return Interaction("", UserId(f"user-{user:07d}"), ItemId(f"item-{(user + k) % 5000:05d}"), 1.7e9 + 60 * k)
+
+
+async def _read_ms(store: HistoryStore, domain: DomainId, n_users: int) -> float:
+    taken = []
+    for query in range(200):
+        began = time.perf_counter()
+        assert await store.get(domain, UserId(f"user-{query * 7919 % n_users:07d}"))
+        taken.append(1000 * (time.perf_counter() - began))
+    return statistics.median(taken)
+
+
+def main(rounds: Annotated[int, typer.Option(min=1)] = 5, only: str = "catalog,history,adapters,users") -> None:
+    """Measure and write docs/results/performance.json."""
+    work: dict[str, Callable[[], None]] = {
+        "catalog": lambda: catalogs(rounds),
+        "history": lambda: asyncio.run(histories(rounds)),
+        "adapters": lambda: adapters(rounds),
+        "users": lambda: asyncio.run(users(rounds)),
+    }
+    for name in only.split(","):
+        work[name]()
+
+
+if __name__ == "__main__":
+    typer.run(main)
