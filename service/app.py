@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.adapters import AdapterManager
-from service.auth import KeyRing, log_open_access
+from service.auth import Keys
 from service.deps import Services, State
 from service.engine import start_engine
 from service.engine_host import EngineHost
@@ -53,7 +53,7 @@ def create_app(
     ValueError where the API keys cannot be read, InvalidInput for an impossible default domain.
     """
     validate_domain(settings.default_domain)
-    keys = KeyRing.parse(settings.api_keys)
+    keys = Keys(settings)
     counters = Metrics()
     app = FastAPI(title="evorec", lifespan=_lifespan(settings, keys, counters, engine, load, queue))
     app.state.draining = False
@@ -68,7 +68,7 @@ def create_app(
 
 def _lifespan(
     settings: Settings,
-    keys: KeyRing,
+    keys: Keys,
     counters: Metrics,
     engine: EngineFactory,
     load: VersionLoader | None,
@@ -76,7 +76,7 @@ def _lifespan(
 ) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        log_open_access(keys)
+        keys.tell()
         host = EngineHost(engine, settings)
         prompts = _Prompts(settings)
         services = _open(settings, keys, counters, host, prompts, load, queue)
@@ -118,7 +118,7 @@ class _Prompts:
 
 def _open(
     settings: Settings,
-    keys: KeyRing,
+    keys: Keys,
     counters: Metrics,
     host: EngineHost,
     prompts: _Prompts,

@@ -11,7 +11,7 @@ from fastapi.security import APIKeyHeader
 from redis.asyncio import Redis
 
 from service.adapters import AdapterManager
-from service.auth import KeyRing, Principal, Scope, check_scope
+from service.auth import Keys, Principal, Scope, check_scope
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
@@ -35,7 +35,7 @@ class Services:
 
     settings: Settings
     redis: Redis
-    keys: KeyRing
+    keys: Keys
     metrics: Metrics
     log: InteractionLog
     histories: HistoryStore
@@ -78,7 +78,7 @@ async def get_principal(
 ) -> Principal:
     host = request.client.host if request.client is not None else None
     forwarded = "x-forwarded-for" in request.headers or "forwarded" in request.headers
-    return services.keys.authenticate(key, host, forwarded=forwarded)
+    return services.keys.ring.authenticate(key, host, forwarded=forwarded)
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]

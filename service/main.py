@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
+        host=settings.listen_host,
         port=settings.port,
         workers=1,
         log_config=None,
