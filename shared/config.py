@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.network import LOOPBACK, is_loopback
@@ -48,6 +48,10 @@ class Settings(BaseSettings):
         (), description="`[name=]sha256$HEX:scope+scope` entries, comma separated; none: loopback only, every scope"
     )
     api_keys_file: Path | None = Field(None, description="More entries, one a line; read again when it changes")
+    rate_limit: str | None = Field(
+        None, description="Requests per API key, such as `200/second`, counted by each replica for itself; unset: none"
+    )
+    receive_timeout_s: PositiveFloat = Field(30, description="A request's head, then its body, must come within it")
     default_domain: str = "default"
     rank_timeout_ms: PositiveInt = 10_000
     max_concurrent_rankings: PositiveInt = Field(64, description="Beyond: the retriever's order, `degraded` says so")
