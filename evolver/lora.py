@@ -32,7 +32,7 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
     from transformers import AutoModelForCausalLM
 
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        base_model_folder(settings.base_model), dtype=torch.float32, trust_remote_code=False
+        base_model_folder(settings.base_model), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
     torch.manual_seed(seed)
     config = LoraConfig(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from celery import Celery
+from celery.exceptions import InvalidTaskError
+from celery.worker.request import Request
 
 from evolver.evolve import Surroundings, evolve
 from evolver.trigger import Enqueue
@@ -21,10 +23,21 @@ EVOLVE_TASK: Final = "evolver.evolve"
 """Arguments: evolution_id, domain. Whoever creates an evolution sends this; the tick does it for those who did not."""
 
 
+class CheckedRequest(Request):  # type: ignore[misc]  # celery is not annotated
+    """A message whose body is JSON of another shape is discarded; Celery's own request would end the worker, which
+    would get the message again."""
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        try:
+            super().__init__(message, **options)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidTaskError(f"not a task's arguments: {error!r}") from error
+
+
 def register(app: Celery, settings: Settings, surroundings: Surroundings) -> None:
     """Add the tasks to the app."""
 
-    @app.task(name=EVOLVE_TASK)  # type: ignore[untyped-decorator]  # celery is not annotated
+    @app.task(name=EVOLVE_TASK, Request=CheckedRequest)  # type: ignore[untyped-decorator]  # celery is not annotated
     def evolve_task(evolution_id: str, domain: str) -> None:
         # Delivered twice, or again after a crash: `evolve` does nothing for a run that is finished or held elsewhere.
         structlog.contextvars.bind_contextvars(evolution_id=evolution_id, domain=domain)

@@ -12,18 +12,22 @@ from fastapi import FastAPI
 
 from service import problems
 from service.adapters import AdapterManager
-from service.auth import KeyRing, log_open_access
+from service.audit import AuditLog, AuditTrail
+from service.auth import Keys
+from service.body import BodyGuard
+from service.callers import Callers
 from service.deps import Services, State
 from service.engine import start_engine
 from service.engine_host import EngineHost
 from service.loading import ArtifactLoader, VersionLoader
-from service.middleware import BodyLimit, RequestContext
+from service.middleware import RequestContext
 from service.openapi import describe
 from service.ports import EngineFactory
 from service.queue import CeleryQueue, EvolutionQueue
+from service.rate_limits import RateLimits
 from service.recommend import Recommender
 from service.remembered import RememberedHistories
-from service.routes import adapters, evolutions, health, interactions, items, metrics, recommend, users
+from service.routes import adapters, audit, evolutions, health, interactions, items, metrics, recommend, users
 from service.store_guard import StoreGuard
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
@@ -56,17 +60,25 @@ def create_app(
 ) -> FastAPI:
     """The service. `engine`, `load` and `queue` are vLLM, the artifact store and Celery unless a test says otherwise.
 
-    ValueError where the API keys cannot be read, InvalidInput for an impossible default domain.
+    ValueError where the API keys or the rate limit cannot be read, InvalidInput for an impossible default domain.
     """
     validate_domain(settings.default_domain)
-    keys = KeyRing.parse(settings.api_keys)
+    keys = Keys(settings)
     counters = Metrics()
-    app = FastAPI(title="evorec", lifespan=_lifespan(settings, keys, counters, engine, load, queue))
+    app = FastAPI(
+        title="evorec",
+        # A redirect would lead to whatever the Host header says.
+        redirect_slashes=False,
+        lifespan=_lifespan(settings, keys, counters, engine, load, queue),
+    )
     app.state.draining = False
-    for module in (recommend, interactions, items, users, evolutions, adapters, health, metrics):
+    for module in (recommend, interactions, items, users, evolutions, adapters, audit, health, metrics):
         app.include_router(module.router)
     problems.install(app)
-    app.add_middleware(BodyLimit)
+    # The last one is the outermost: who calls is settled before the body is read, and that is before it is parsed.
+    app.add_middleware(BodyGuard, timeout_s=settings.receive_timeout_s)
+    app.add_middleware(Callers, keys=keys, limits=RateLimits(settings.rate_limit), metrics=counters)
+    app.add_middleware(AuditTrail)
     app.add_middleware(RequestContext, metrics=counters)
     describe(app)
     return app
@@ -74,7 +86,7 @@ def create_app(
 
 def _lifespan(
     settings: Settings,
-    keys: KeyRing,
+    keys: Keys,
     counters: Metrics,
     engine: EngineFactory,
     load: VersionLoader | None,
@@ -82,10 +94,10 @@ def _lifespan(
 ) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        log_open_access(keys)
+        keys.tell()
         host = EngineHost(engine, settings)
         prompts = _Prompts(settings)
-        services = _open(settings, keys, counters, host, prompts, load, queue)
+        services = _open(settings, counters, host, prompts, load, queue)
         tasks = [
             _background(host.run(), "engine"),
             _background(services.adapters.run(), "adapters"),
@@ -124,7 +136,6 @@ class _Prompts:
 
 def _open(
     settings: Settings,
-    keys: KeyRing,
     counters: Metrics,
     host: EngineHost,
     prompts: _Prompts,
@@ -147,7 +158,6 @@ def _open(
     return Services(
         settings=settings,
         redis=redis,
-        keys=keys,
         metrics=counters,
         log=InteractionLog(redis, settings),
         histories=histories,
@@ -156,6 +166,7 @@ def _open(
         registry=registry,
         refusals=refusals,
         evolutions=EvolutionStore(redis),
+        audit=AuditLog(redis),
         queue=queue or CeleryQueue(settings),
         host=host,
         adapters=manager,

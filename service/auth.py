@@ -1,21 +1,31 @@
-"""API keys with scopes. Keys are kept hashed and compared in constant time."""
+"""API keys with scopes and names. Keys are kept hashed and compared in constant time."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
+import re
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import ClassVar, Self
 
 import structlog
-from pydantic import SecretStr
 
-from shared.errors import EvorecError
+from shared.config import Settings
+from shared.errors import EvorecError, InvalidInput
+from shared.network import is_loopback
 
 log = structlog.get_logger(__name__)
+
+HASHED = "sha256$"
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+# A key's own padding (`abc==`) is no name: what follows a name starts with another sign.
+_NAMED = re.compile(rf"({NAME_PATTERN})=([^=].*)", re.DOTALL)
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+FILE_CHECK_S = 2.0
 
 
 class Scope(StrEnum):
@@ -38,9 +48,10 @@ class Forbidden(EvorecError):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls, by what they may do."""
+    """Who calls, by the key's name, and what they may do. `name` is None for callers without a key."""
 
     scopes: frozenset[Scope]
+    name: str | None = None
 
     def has(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.admin in self.scopes
@@ -49,31 +60,58 @@ class Principal:
 EVERYTHING = Principal(frozenset(Scope))
 
 
-def _digest(key: str) -> bytes:
+def digest_of(key: str) -> bytes:
+    """SHA-256. Keys are random, so a plain hash resists guessing."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def parse_scopes(text: str) -> frozenset[Scope]:
+    """`recommend+ingest` as scopes; InvalidInput for anything else."""
+    try:
+        return frozenset(Scope(scope) for scope in text.split("+"))
+    except ValueError:
+        raise InvalidInput(f"scopes are {', '.join(Scope)}, joined by '+'") from None
+
+
+def key_entry(name: str, key: str, scopes: frozenset[Scope]) -> str:
+    """The entry of EVOREC_API_KEYS for a key: it holds the key's hash alone."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise InvalidInput("a key's name is 1 to 64 letters, digits, '-', '_' and '.', starting with a letter or digit")
+    return f"{name}={HASHED}{digest_of(key).hex()}:{'+'.join(sorted(scopes))}"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The configured keys: SHA-256 digest -> principal. Keys are random, so a plain hash resists guessing."""
+    """SHA-256 digest -> principal. `plain`: names of the keys that were configured unhashed."""
 
     principals: Mapping[bytes, Principal]
+    plain: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, entries: Iterable[SecretStr]) -> Self:
-        """From `key:scope+scope` entries. ValueError, without the key, where one is malformed."""
+    def parse(cls, entries: Iterable[str], source: str = "EVOREC_API_KEYS") -> Self:
+        """From `[name=]secret:scope+scope` entries, `secret` being `sha256$<64 hex digits>` or the plain key.
+
+        Several entries may share a name: the old and the new key during a rotation. ValueError, without the entry,
+        where one is malformed.
+        """
         principals: dict[bytes, Principal] = {}
+        plain: list[str] = []
         for number, entry in enumerate(entries, start=1):
-            key, _, scopes = entry.get_secret_value().rpartition(":")
-            try:
-                principal = Principal(frozenset(Scope(scope) for scope in scopes.split("+")))
-            except ValueError:
-                key = ""
-            if not key:
+            parsed = _parse_entry(entry)
+            if parsed is None:
                 known = ", ".join(Scope)
-                raise ValueError(f"EVOREC_API_KEYS: entry {number} is not `key:scope+scope` with scopes of {known}")
-            principals[_digest(key)] = principal
-        return cls(principals)
+                raise ValueError(
+                    f"{source}: entry {number} is not `[name=]secret:scope+scope` with scopes of {known}, "
+                    f"`secret` being {HASHED} and 64 hex digits, or a plain key"
+                )
+            digest, principal, hashed = parsed
+            principals[digest] = principal
+            if not hashed:
+                plain.append(str(principal.name))
+        return cls(principals, tuple(plain))
+
+    def __or__(self, other: KeyRing) -> KeyRing:
+        return KeyRing({**self.principals, **other.principals}, (*self.plain, *other.plain))
 
     def authenticate(self, key: str | None, client_host: str | None, *, forwarded: bool = False) -> Principal:
         """The caller's principal. Without configured keys the machine itself may do everything, others nothing.
@@ -86,7 +124,7 @@ class KeyRing:
             return EVERYTHING
         if key is None:
             raise Unauthorized("send your API key in the header X-API-Key")
-        digest = _digest(key)
+        digest = digest_of(key)
         found: Principal | None = None
         for known, principal in self.principals.items():  # all of them: no early exit to time
             if hmac.compare_digest(known, digest):
@@ -96,16 +134,92 @@ class KeyRing:
         return found
 
 
-def is_loopback(host: str | None) -> bool:
-    """None: the peer of a unix socket, which is on this machine."""
-    if host is None or host == "localhost":
-        return True
+def _parse_entry(entry: str) -> tuple[bytes, Principal, bool] | None:
+    """(digest, principal, whether it was hashed), or None where the entry is malformed."""
+    left, _, scopes = entry.rpartition(":")
+    named = _NAMED.fullmatch(left)
+    name, secret = (named[1], named[2]) if named else (None, left)
+    hashed = secret.startswith(HASHED)
+    if not secret or (hashed and not _DIGEST.fullmatch(secret.removeprefix(HASHED))):
+        return None
+    digest = bytes.fromhex(secret.removeprefix(HASHED)) if hashed else digest_of(secret)
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+        return digest, Principal(parse_scopes(scopes), name or digest.hex()[:8]), hashed
+    except InvalidInput:
+        return None
+
+
+@dataclass(slots=True)
+class Keys:
+    """The ring of EVOREC_API_KEYS and of the lines of EVOREC_API_KEYS_FILE, which is read again when it changes."""
+
+    settings: Settings
+    clock: Callable[[], float] = time.monotonic
+    _fixed: KeyRing = field(init=False)
+    _ring: KeyRing = field(init=False)
+    _seen: tuple[int, int] | None = field(init=False, default=None)
+    _next_check: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        """ValueError where an entry or the file cannot be read: a service that guesses at its keys does not start."""
+        self._fixed = KeyRing.parse(entry.get_secret_value() for entry in self.settings.api_keys)
+        self._ring = self._fixed
+        if self.settings.api_keys_file is not None:
+            self._seen = _version_of(self.settings.api_keys_file)
+            self._ring = self._fixed | _read(self.settings.api_keys_file)
+        self._next_check = self.clock() + FILE_CHECK_S
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys that count now. A file that cannot be read leaves the keys as they were."""
+        if self.settings.api_keys_file is not None and self.clock() >= self._next_check:
+            self._next_check = self.clock() + FILE_CHECK_S
+            self._look_again(self.settings.api_keys_file)
+        return self._ring
+
+    def _look_again(self, path: Path) -> None:
+        version = _version_of(path)
+        if version == self._seen:
+            return
+        self._seen = version
+        try:
+            self._ring = self._fixed | _read(path)
+        except ValueError as error:
+            log.error("api_keys_unchanged", error=str(error))
+            return
+        log.info("api_keys_changed", names=sorted({str(each.name) for each in self._ring.principals.values()}))
+
+    def tell(self) -> None:
+        """Said once at the start: which keys are not hashed, or that there are none."""
+        for name in self._ring.plain:
+            log.warning("plain_api_key", key=name, advice="configure its hash: `evorec key --hash`")
+        if not self._ring.principals:
+            log.warning(
+                "no_api_keys",
+                effect="every scope for callers on this machine, none for others",
+                listens_on=self.settings.listen_host,
+            )
+
+
+def _version_of(path: Path) -> tuple[int, int] | None:
+    """Time of the last change and size; None where there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _read(path: Path) -> KeyRing:
+    """ValueError, without any line's text, where the file has no keys or a line is malformed."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"EVOREC_API_KEYS_FILE: {path} cannot be read ({type(error).__name__})") from None
+    entries = [text for line in lines if (text := line.strip()) and not text.startswith("#")]
+    if not entries:
+        raise ValueError(f"EVOREC_API_KEYS_FILE: {path} holds no key")
+    return KeyRing.parse(entries, "EVOREC_API_KEYS_FILE")
 
 
 def check_scope(principal: Principal, scopes: Iterable[Scope]) -> None:
@@ -113,9 +227,3 @@ def check_scope(principal: Principal, scopes: Iterable[Scope]) -> None:
     wanted = list(scopes)
     if not any(principal.has(scope) for scope in wanted):
         raise Forbidden(f"this API key lacks the scope {' or '.join(wanted)}")
-
-
-def log_open_access(ring: KeyRing, logger: Callable[..., object] = log.warning) -> None:
-    """Said once at the start: without keys every local process may do everything."""
-    if not ring.principals:
-        logger("no_api_keys", effect="every scope for callers on this machine, none for others")

@@ -11,7 +11,9 @@ from fastapi.security import APIKeyHeader
 from redis.asyncio import Redis
 
 from service.adapters import AdapterManager
-from service.auth import KeyRing, Principal, Scope, check_scope
+from service.audit import AuditLog
+from service.auth import Principal, Scope, Unauthorized, check_scope
+from service.callers import API_KEY
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
@@ -28,7 +30,7 @@ from shared.registry import Registry
 from shared.stream import InteractionLog
 from shared.types import DomainId
 
-API_KEY = APIKeyHeader(name="X-API-Key", auto_error=False, description="Scopes: recommend, ingest, admin")
+API_KEY_HEADER = APIKeyHeader(name=API_KEY, auto_error=False, description="Scopes: recommend, ingest, admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,6 @@ class Services:
 
     settings: Settings
     redis: Redis
-    keys: KeyRing
     metrics: Metrics
     log: InteractionLog
     histories: HistoryStore
@@ -46,6 +47,7 @@ class Services:
     registry: Registry
     refusals: RefusalStore
     evolutions: EvolutionStore
+    audit: AuditLog
     queue: EvolutionQueue
     host: EngineHost
     adapters: AdapterManager
@@ -77,12 +79,12 @@ ServicesDep = Annotated[Services, Depends(get_services)]
 DomainQuery = Annotated[DomainName | None, Query(description="Unset: the default domain")]
 
 
-async def get_principal(
-    request: Request, services: ServicesDep, key: Annotated[str | None, Security(API_KEY)]
-) -> Principal:
-    host = request.client.host if request.client is not None else None
-    forwarded = "x-forwarded-for" in request.headers or "forwarded" in request.headers
-    return services.keys.authenticate(key, host, forwarded=forwarded)
+async def get_principal(request: Request, _: Annotated[str | None, Security(API_KEY_HEADER)]) -> Principal:
+    """Whom `service.callers.Callers` has admitted; the header is named here for the OpenAPI document."""
+    principal: Principal | None = request.scope["state"].get("principal")
+    if principal is None:
+        raise Unauthorized("this call is not public")
+    return principal
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]

@@ -63,6 +63,9 @@ def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
     return {
         **small_blocks,
         "model": settings.base_model,
+        # Neither code nor pickles out of a model's repository.
+        "trust_remote_code": False,
+        "load_format": "safetensors",
         "dtype": cpu_dtype(settings.dtype) if on_cpu else settings.dtype,
         "max_model_len": settings.max_model_len,
         "seed": settings.seed,

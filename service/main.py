@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.http_server import server_config
 from shared.config import Settings
 from shared.telemetry import configure_logging
 
@@ -46,16 +47,11 @@ def run(settings: Settings) -> None:
     # Retrieval is one small product: threads of its own would spin against the engine's.
     torch.set_num_threads(1)
     app = create_app(settings)
-    config = uvicorn.Config(
+    config = server_config(
         app,
-        host=settings.host,
+        receive_timeout_s=settings.receive_timeout_s,
+        host=settings.listen_host,
         port=settings.port,
-        workers=1,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Who calls is decided by the peer's address; a forwarded header could claim anything.
-        proxy_headers=False,
         timeout_graceful_shutdown=GRACEFUL_S,
     )
     # uvicorn raises the signal again once everything is closed; this process has ended well by then, and says so.

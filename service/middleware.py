@@ -1,4 +1,4 @@
-"""Around every request: its id, its size limit, its metrics. Plain ASGI, so that nothing is buffered."""
+"""Around every request: its id and its metrics. Plain ASGI, so that nothing is buffered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.metrics import Metrics
@@ -17,7 +16,7 @@ from shared.telemetry import bound_request_id
 log = structlog.get_logger(__name__)
 
 REQUEST_ID = "X-Request-ID"
-MAX_BODY = 16 * 2**20
+CALLER_LEFT = 499
 _USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -41,7 +40,7 @@ class RequestContext:
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = 500
+        status = CALLER_LEFT
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -53,6 +52,9 @@ class RequestContext:
         with bound_request_id(request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except Exception:
+                status = 500
+                raise
             finally:
                 seconds = time.perf_counter() - started
                 self._count(scope, status, seconds)
@@ -63,24 +65,3 @@ class RequestContext:
         self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
         self._metrics.http_seconds.labels(scope["method"], route).observe(seconds)
         log.debug("request", method=scope["method"], route=route, status=status, ms=round(1000 * seconds, 1))
-
-
-class BodyLimit:
-    """413 for a body above `MAX_BODY` bytes, whether it announces its length or not."""
-
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
-        self._app = app
-        self._limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit:
-                raise HTTPException(413, f"the body is larger than {self._limit // 2**20} MiB; send smaller batches")
-            return message
-
-        await self._app(scope, counted if scope["type"] == "http" else receive, send)

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.problems import MEDIA_TYPE, Problem
+from service.callers import PUBLIC
+from service.problems import MEDIA_TYPE, Problem, responses
 from service.schemas import CatalogItem, InteractionEvent
 
 DESCRIPTION = """Recommendations from an LLM that keeps learning.
@@ -24,6 +25,7 @@ TAGS = [
     {"name": "users", "description": "What is known of a user, and its erasure"},
     {"name": "evolutions", "description": "Runs of Locate, Forget, Update, Evaluate, Publish"},
     {"name": "adapters", "description": "Adapter versions, aliases and routes"},
+    {"name": "audit", "description": "Who administered what"},
     {"name": "health", "description": "For orchestrators"},
     {"name": "metrics", "description": "For Prometheus"},
 ]
@@ -53,11 +55,20 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas.update(extra["$defs"])
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
+            if path not in PUBLIC:
+                _add_limits(operation)
             _use_problems(operation["responses"])
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
+
+
+def _add_limits(operation: dict[str, Any]) -> None:
+    """What a call may be answered before its route sees it."""
+    limits = responses(400, 408, 413, 429) if "requestBody" in operation else responses(429)
+    found = {str(status): response for status, response in limits.items()} | operation["responses"]
+    operation["responses"] = dict(sorted(found.items()))
 
 
 def _use_problems(responses: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from shared.errors import EvorecError
 
@@ -83,7 +84,7 @@ def problem(
         title=title,
         status=status,
         detail=detail,
-        instance=request.url.path[:MAX_TEXT],
+        instance=request.scope["path"][:MAX_TEXT],
         request_id=request_id,
         errors=list(errors),
     )
@@ -91,6 +92,12 @@ def problem(
         # Answers to unexpected errors are made outside of the middleware that adds the header.
         headers = {**(headers or {}), "X-Request-ID": request_id}
     return ProblemResponse(document.model_dump(), status_code=status, headers=headers)
+
+
+def path_of(scope: Scope) -> str:
+    """The path as it was sent, for logs: percent signs in place of whatever a terminal might obey."""
+    raw: bytes = scope["raw_path"]
+    return raw.decode("latin-1")[:MAX_TEXT]
 
 
 def location_of(path: Sequence[str | int]) -> str:
@@ -105,13 +112,18 @@ def location_of(path: Sequence[str | int]) -> str:
 
 def _on_evorec_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EvorecError)  # noqa: S101 - Starlette's handlers are typed for Exception
+    return refusal(request, error)
+
+
+def refusal(request: Request, error: EvorecError) -> Response:
+    """The answer to one of our own errors."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(error.retry_after_s)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = 'ApiKey header="X-API-Key"'
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.logged:
-        log.error("request_failed", path=request.url.path, error=repr(error))
+        log.error("request_failed", path=path_of(request.scope), error=repr(error))
     return problem(request, error.status, error.title, str(error), headers=headers)
 
 
@@ -132,12 +144,12 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
 def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     title = HTTPStatus(error.status_code).phrase
-    detail = error.detail if error.detail != title else f"{request.method} {request.url.path[:MAX_TEXT]}"
+    detail = error.detail if error.detail != title else f"{request.method} {request.scope['path'][:MAX_TEXT]}"
     return problem(request, error.status_code, title, detail, headers=dict(error.headers or {}))
 
 
 def _on_redis_error(request: Request, error: Exception) -> Response:
-    log.error("redis_unreachable", path=request.url.path, error=repr(error))
+    log.error("redis_unreachable", path=path_of(request.scope), error=repr(error))
     return problem(
         request,
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -148,7 +160,7 @@ def _on_redis_error(request: Request, error: Exception) -> Response:
 
 
 def _on_unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected_error", path=request.url.path, exc_info=error)
+    log.error("unexpected_error", path=path_of(request.scope), exc_info=error)
     detail = "an unexpected error; the service's log has it under this request id"
     return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail)
 

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from service.audit import AuditRecord
 from shared.errors import InvalidInput
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
@@ -334,6 +335,10 @@ class RouteAnswer(BaseModel):
     challenger: str | None
     share: float
     paused: bool
+
+
+class AuditAnswer(BaseModel):
+    records: list[AuditRecord] = Field(description="Newest first")
 
 
 # -- health ---------------------------------------------------------------------------------------

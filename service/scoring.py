@@ -56,7 +56,8 @@ def tail_scores(lowest: float, retriever: Sequence[float]) -> list[float]:
     """
     if not retriever:
         return []
-    return [round(lowest * BELOW * math.exp(min(0.0, score - retriever[0])), 12) for score in retriever]
+    scores = (lowest * BELOW * math.exp(min(0.0, score - retriever[0])) for score in retriever)
+    return [min(lowest, round(score, 12)) for score in scores]  # rounding a very small one could lift it above
 
 
 def by_retriever(pairs: Sequence[tuple[ItemId, float]]) -> list[Ranked]:

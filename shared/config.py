@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.network import LOOPBACK, is_loopback
 from shared.precision import Dtype
 
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
@@ -44,8 +45,13 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="`key:scope+scope` entries, comma separated; none: loopback only, every scope"
+        (), description="`[name=]sha256$HEX:scope+scope` entries, comma separated; none: loopback only, every scope"
     )
+    api_keys_file: Path | None = Field(None, description="More entries, one a line; read again when it changes")
+    rate_limit: str | None = Field(
+        None, description="Requests per API key, such as `200/second`, counted by each replica for itself; unset: none"
+    )
+    receive_timeout_s: PositiveFloat = Field(30, description="A request's head, then its body, must come within it")
     default_domain: str = "default"
     rank_timeout_ms: PositiveInt = 10_000
     max_concurrent_rankings: PositiveInt = Field(64, description="Beyond: the retriever's order, `degraded` says so")
@@ -89,6 +95,12 @@ class Settings(BaseSettings):
 
     log_format: Literal["console", "json"] = "console"
     log_level: str = "INFO"
+
+    @property
+    def listen_host(self) -> str:
+        """`host`; without keys, whoever reaches the service may do everything, so then it is always loopback."""
+        has_keys = bool(self.api_keys) or self.api_keys_file is not None
+        return self.host if has_keys or is_loopback(self.host) else LOOPBACK
 
     @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")
     @classmethod

@@ -24,6 +24,12 @@ class Metrics:
         self.http_requests = Counter(
             "evorec_http_requests", "HTTP requests", ("method", "route", "status"), registry=registry
         )
+        self.rate_limited = Counter(
+            "evorec_rate_limited",
+            "Requests beyond EVOREC_RATE_LIMIT; `key`: its name, none (no keys configured), unknown (strangers)",
+            ("key",),
+            registry=registry,
+        )
         self.http_seconds = Histogram(
             "evorec_http_request_seconds", "HTTP latency", ("method", "route"), buckets=_REQUEST_S, registry=registry
         )

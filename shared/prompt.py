@@ -136,7 +136,8 @@ class PromptBuilder:
         """Ids of a text without any added token (labels, end of text, tool calls, ...): splitting at any Unicode white
         space takes line ends out, `encode_special_tokens` reads special tokens as text, and what still matches one is
         dropped."""
-        words = " ".join(text[:512].split())
+        # Halves of surrogate pairs, which the catalog keeps out, would be an error of the tokenizer.
+        words = " ".join(text[:512].encode(errors="replace").decode().split())
         if not words:
             return []
         return [

@@ -15,6 +15,8 @@ from shared.types import DomainId, EvolutionId, UserId
 
 DOMAINS = "evorec:domains"
 CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes or catalog changed
+AUDIT = "evorec:audit"  # stream, capped: administration and deletions
+AUDIT_DENIED = "evorec:audit-denied"  # stream, capped: those who were not allowed to
 
 # Narrow, because a domain names folders, keys and adapters.
 DOMAIN_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"

@@ -14,6 +14,7 @@ import uvicorn
 from redis.asyncio import Redis
 
 from service.app import create_app
+from service.http_server import server_config
 from service.ports import EngineFactory, RankingEngine
 from shared.artifacts import ArtifactStore
 from shared.base_model import base_model_hash
@@ -155,7 +156,7 @@ async def serving(
     """The service behind a real socket, in this event loop."""
     engines, queue = engines or Engines(), FakeQueue()
     app = create_app(settings, engine=factory or engines, queue=queue)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, proxy_headers=False))
+    server = uvicorn.Server(server_config(app, receive_timeout_s=settings.receive_timeout_s, port=0))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)

@@ -10,6 +10,7 @@ from deploy.cli.adapters import adapters
 from deploy.cli.demo import demo
 from deploy.cli.evolve import evolve
 from deploy.cli.ingest import bootstrap, ingest
+from deploy.cli.key import key
 from deploy.cli.output import print_error
 from deploy.cli.pretrain import pretrain
 from deploy.cli.serve import serve
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals hold keys and whole catalogs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, adapters):
+for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, adapters, key):
     app.command()(command)
 
 

@@ -27,7 +27,14 @@ _SIZES: dict[str, object] = {
     "update_epochs": 1,
 }
 # What connects an installation to its real data, and the lock that guards it.
-_DROPPED = ("EVOREC_REDIS_URL", "EVOREC_BROKER_URL", "EVOREC_ARTIFACTS_URL", "EVOREC_API_KEYS", "EVOREC_API_KEY")
+_DROPPED = (
+    "EVOREC_REDIS_URL",
+    "EVOREC_BROKER_URL",
+    "EVOREC_ARTIFACTS_URL",
+    "EVOREC_API_KEYS",
+    "EVOREC_API_KEYS_FILE",
+    "EVOREC_API_KEY",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,13 @@ def fresh_state(seed: int) -> Iterator[DemoState]:
             "panel_share": _PANEL_SHARE,
             "seed": seed,
         }
-        disconnected = {"redis_url": None, "broker_url": None, "artifacts_url": None, "api_keys": ()}
+        disconnected = {
+            "redis_url": None,
+            "broker_url": None,
+            "artifacts_url": None,
+            "api_keys": (),
+            "api_keys_file": None,
+        }
         kept = {name: value for name, value in os.environ.items() if name.upper() not in _DROPPED}
         env = kept | {f"EVOREC_{name.upper()}": str(value) for name, value in changes.items()}
         # The processes run in the demo's folder, where no .env lies; the settings here must be the same as theirs.

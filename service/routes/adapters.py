@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
+from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
@@ -50,9 +51,11 @@ async def _describe(services: Services, domain: DomainId) -> DomainAdapters:
 
 
 @router.post("/adapters/{name}/promote", responses=responses(401, 403, 404, 409, 422, 503))
-async def promote(name: str, services: ServicesDep) -> AliasAnswer:
+async def promote(name: str, request: Request, services: ServicesDep) -> AliasAnswer:
     """Makes a version the champion; every replica loads it before it answers with it."""
-    domain = await services.known_domain(split_adapter_name(name)[0])
+    domain = split_adapter_name(name)[0]
+    decided(request.state, domain=domain, champion=name)
+    await services.known_domain(domain)
     before = await services.registry.champion(domain)
     await services.registry.move_alias(domain, CHAMPION, AdapterName(name), before)
     services.adapters.schedule(domain)
@@ -60,18 +63,22 @@ async def promote(name: str, services: ServicesDep) -> AliasAnswer:
 
 
 @router.post("/rollback", responses=responses(400, 401, 403, 404, 409, 422, 503))
-async def rollback(services: ServicesDep, body: RollbackRequest | None = None) -> AliasAnswer:
+async def rollback(request: Request, services: ServicesDep, body: RollbackRequest | None = None) -> AliasAnswer:
     """Back to the champion's parent. The window it learned from is new again."""
-    domain = await services.known_domain(body.domain if body is not None else None)
+    named = body.domain if body is not None else None
+    decided(request.state, domain=services.domain(named))
+    domain = await services.known_domain(named)
     champion = await services.registry.rollback(domain)
     services.adapters.schedule(domain)
     return AliasAnswer(domain=domain, champion=champion)
 
 
 @router.put("/routes", responses=responses(400, 401, 403, 404, 409, 422, 503))
-async def put_route(body: RouteRequest, services: ServicesDep) -> RouteAnswer:
+async def put_route(body: RouteRequest, request: Request, services: ServicesDep) -> RouteAnswer:
     """Puts a challenger on trial for a sticky share of the users, ends the trial (null), or pauses evolutions."""
-    domain = await services.known_domain(body.domain)
+    named = services.domain(body.domain)
+    decided(request.state, **body.model_dump(exclude_unset=True, exclude={"domain"}), domain=named)
+    domain = await services.known_domain(named)
     given = body.model_fields_set & {"challenger", "share", "paused"}
     if not given:
         raise InvalidInput("give challenger and share, or paused")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
+from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
@@ -19,8 +20,9 @@ router = APIRouter(prefix="/admin", tags=["evolutions"], dependencies=[Depends(r
 
 
 @router.post("/evolve", status_code=202, responses=responses(400, 401, 403, 404, 409, 422, 503))
-async def evolve(body: EvolveRequest, services: ServicesDep) -> EvolveAnswer:
+async def evolve(body: EvolveRequest, request: Request, services: ServicesDep) -> EvolveAnswer:
     """Asks a worker to learn from what arrived since the champion. One evolution per domain at a time."""
+    decided(request.state, domain=services.domain(body.domain), force=body.force, dry_run=body.dry_run)
     domain = await services.known_domain(body.domain)
     await _refuse_where_it_cannot_start(services, domain, force=body.force)
     evolution = await services.evolutions.create(domain, body.force, body.dry_run)
@@ -57,7 +59,9 @@ async def get_evolution(evolution_id: str, services: ServicesDep) -> Evolution:
 
 
 @router.delete("/evolutions/{evolution_id}", status_code=202, responses=responses(401, 403, 404, 409, 422, 503))
-async def cancel_evolution(evolution_id: str, services: ServicesDep) -> Evolution:
+async def cancel_evolution(evolution_id: str, request: Request, services: ServicesDep) -> Evolution:
     """Asks a run to stop; it publishes nothing. 409 where it has ended."""
     await services.evolutions.request_cancel(evolution_id)
-    return await services.evolutions.get(evolution_id)
+    evolution = await services.evolutions.get(evolution_id)
+    decided(request.state, domain=evolution.domain, cancelled=evolution_id)
+    return evolution

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Request
 
+from service.audit import decided
 from service.auth import Forbidden, Scope
 from service.batches import parse_each
 from service.deps import DomainQuery, PrincipalDep, ServicesDep, requires
@@ -61,8 +62,9 @@ async def get_item(item_id: ItemPath, services: ServicesDep, domain: DomainQuery
 @router.delete(
     "/items/{item_id:path}", status_code=204, dependencies=[MAY_WRITE], responses=responses(401, 403, 404, 422, 503)
 )
-async def delete_item(item_id: ItemPath, services: ServicesDep, domain: DomainQuery = None) -> None:
+async def delete_item(item_id: ItemPath, request: Request, services: ServicesDep, domain: DomainQuery = None) -> None:
     """Takes an item out of the catalog. Past interactions with it stay."""
+    decided(request.state, domain=services.domain(domain), deleted_item=item_id)
     name = await services.known_domain(domain)
     if not await services.catalog.delete(name, ItemId(item_id)):
         raise _unknown(name, item_id)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Request
 
+from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, ServicesDep, requires
 from service.problems import responses
@@ -59,8 +60,11 @@ async def get_history(user_id: UserPath, services: ServicesDep, domain: DomainQu
     dependencies=[Depends(requires(Scope.admin))],
     responses=responses(401, 403, 404, 422, 503),
 )
-async def erase_user(user_id: UserPath, services: ServicesDep, domain: DomainQuery = None) -> ErasureAnswer:
+async def erase_user(
+    user_id: UserPath, request: Request, services: ServicesDep, domain: DomainQuery = None
+) -> ErasureAnswer:
     """Erases the user's history and log entries, and names the adapter versions that learned from them."""
+    decided(request.state, domain=services.domain(domain), erased_user=user_id)
     name = await services.known_domain(domain)
     events = await services.histories.get(name, UserId(user_id))
     versions = await services.registry.versions(name)

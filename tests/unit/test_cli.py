@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -11,6 +13,8 @@ from deploy.cli.main import app
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.client import DomainVersions
 from deploy.demo.report import taste
+from service.auth import KeyRing, Principal, Scope
+from shared.errors import InvalidInput
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Gate
 from shared.types import DomainId, EvolutionId, Interaction, Item, ItemId, UserId
@@ -87,3 +91,27 @@ def test_a_taste_is_what_was_bought_most() -> None:
     ]
     assert taste(events, items, UserId("u")) == "Tea (2), Pens (1)"
     assert taste(events, items, UserId("nobody")) == "nothing"
+
+
+def test_a_new_key_opens_what_its_entry_says() -> None:
+    result = CliRunner().invoke(app, ["key", "--name", "shop", "--scopes", "ingest+recommend", "--json"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)
+    ring = KeyRing.parse([made["entry"]])
+    expected = Principal(frozenset({Scope.ingest, Scope.recommend}), "shop")
+    assert ring.authenticate(made["key"], None) == expected
+    assert made["key"] not in made["entry"]
+    assert ring.plain == ()
+    again = json.loads(CliRunner().invoke(app, ["key", "--name", "shop", "--json"]).stdout)
+    assert again["key"] != made["key"]
+
+
+def test_an_existing_key_is_hashed_and_not_repeated() -> None:
+    result = CliRunner().invoke(app, ["key", "--name", "shop", "--scopes", "admin", "--hash"], input="hush-hush\n")
+    assert KeyRing.parse([result.stdout.strip()]).authenticate("hush-hush", None).name == "shop"
+    assert "hush" not in result.output
+
+
+@pytest.mark.parametrize("options", [["--name", "a:b"], ["--name", "shop", "--scopes", "root"]])
+def test_a_key_that_cannot_be_is_no_key(options: list[str]) -> None:
+    assert isinstance(CliRunner().invoke(app, ["key", *options]).exception, InvalidInput)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from service.scoring import by_llm, by_popularity, by_retriever, log_softmax, softmax, tail_scores
@@ -31,6 +31,7 @@ def test_the_blend_ranks_the_head_and_the_tail_follows_in_the_retrievers_order()
     assert [each.llm is None for each in ranked] == [False, False, True, True]
 
 
+@example(values=[0.0, -14.0, -16.0, -16.0], split=3)
 @given(values=scores, split=st.integers(1, 40))
 def test_scores_never_rise_along_the_ranking(values: list[float], split: int) -> None:
     pairs = [(ItemId(f"i{n}"), value) for n, value in enumerate(sorted(values, reverse=True))]
