@@ -26,6 +26,7 @@ from service.routes import adapters, evolutions, health, interactions, items, me
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.metrics import Metrics
@@ -138,6 +139,7 @@ def _open(
         metrics=counters,
         log=InteractionLog(redis, settings),
         histories=histories,
+        eraser=Eraser(redis, settings, artifacts),
         catalog=catalog,
         registry=registry,
         evolutions=EvolutionStore(redis),

@@ -18,6 +18,7 @@ from service.recommend import Recommender
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.erasure import Eraser
 from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
@@ -39,6 +40,7 @@ class Services:
     metrics: Metrics
     log: InteractionLog
     histories: HistoryStore
+    eraser: Eraser
     catalog: CatalogStore
     registry: Registry
     evolutions: EvolutionStore

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.artifacts import AliasMove, ArtifactStore
+from shared.artifacts import ALIASES, AliasMove, ArtifactStore
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name, split_adapter_name
-from shared.redis_client import maybe_text, text
+from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys, validate_domain
 from shared.types import AdapterName, DomainId, StreamPositions
 
@@ -65,13 +65,12 @@ redis.call('SET', KEYS[1], number)
 return number
 """
 
-# KEYS: aliases, versions.  ARGV: name.  -> 1 if the version is no longer registered
+# KEYS: aliases, versions, pruned.  ARGV: name
 REMOVE = """
 for _, name in ipairs(redis.call('HVALS', KEYS[1])) do
-  if name == ARGV[1] then return 0 end
+  if name == ARGV[1] then return end
 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-return 1
+if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then redis.call('SADD', KEYS[3], ARGV[1]) end
 """
 
 
@@ -123,18 +122,27 @@ class Registry:
         records = await self._redis.hvals(DomainKeys(domain).versions)
         return sorted(map(Manifest.from_json, records), key=lambda manifest: manifest.number)
 
+    async def lost(self, domain: DomainId) -> bool:
+        """Whether Redis has lost versions that the artifact store knows to have been published: see `rebuild`."""
+        if await self._redis.exists(DomainKeys(domain).versions):
+            return False
+        return bool(await asyncio.to_thread(self._artifacts.files, domain, ALIASES))
+
     async def prune(
         self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()
     ) -> list[AdapterName]:
-        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped."""
-        dropped = []
+        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped.
+
+        A version that an earlier call has dropped, and not deleted because it died, is deleted now.
+        """
+        keys = DomainKeys(domain)
         for manifest in (await self.versions(domain))[: -keep or None]:
-            keys = DomainKeys(domain)
-            if manifest.name not in in_use and await self._remove(
-                keys=[keys.aliases, keys.versions], args=[manifest.name]
-            ):
-                await asyncio.to_thread(self._artifacts.delete, domain, manifest.name)
-                dropped.append(manifest.name)
+            if manifest.name not in in_use:
+                await self._remove(keys=[keys.aliases, keys.versions, keys.pruned], args=[manifest.name])
+        dropped = sorted(map(AdapterName, texts(await self._redis.smembers(keys.pruned))))
+        for name in dropped:
+            await asyncio.to_thread(self._artifacts.delete, domain, name)
+            await self._redis.srem(keys.pruned, name)
         return dropped
 
     # -- aliases ----------------------------------------------------------------------------------

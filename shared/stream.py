@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 PAGE = 1000
 # One script call blocks Redis; 500 events keep that to a few milliseconds.
 APPEND_CHUNK = 500
+TRIM_CHUNK = 10_000
 FIELD = "e"
 
 # KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
@@ -182,6 +183,27 @@ class InteractionLog:
                 if event.event_id not in seen:
                     seen.add(event.event_id)
                     yield event
+
+    def entries(self, domain: DomainId, partition: int, after: str, until: str) -> AsyncIterator[Interaction]:
+        """One partition's entries after `after`, up to `until` (inclusive); one that was appended twice comes twice."""
+        return self._read_partition(PartitionKeys(domain, partition), after, until)
+
+    async def first_id(self, domain: DomainId, partition: int) -> str | None:
+        """The oldest stream id that the partition still holds."""
+        page = await self._redis.xrange(PartitionKeys(domain, partition).stream, count=1)
+        return text(page[0][0]) if page and page[0][0] is not None else None
+
+    async def trim(self, domain: DomainId, partition: int, up_to: str) -> int:
+        """Drops every entry up to and including `up_to` from the stream; how many that were. Histories keep theirs."""
+        keys = PartitionKeys(domain, partition)
+        milliseconds, sequence = order_of(up_to)
+        first_kept = f"{milliseconds}-{sequence + 1}"
+        await self._redis.set(keys.archived, up_to)  # first: whoever restores must not take what is gone for lost
+        total = 0
+        # An exact trim of millions of entries would block Redis; in whole nodes it takes a limit.
+        while dropped := int(await self._redis.xtrim(keys.stream, minid=first_kept, limit=TRIM_CHUNK)):
+            total += dropped
+        return total + int(await self._redis.xtrim(keys.stream, minid=first_kept, approximate=False))
 
     async def _read_partition(self, keys: PartitionKeys, after: str, until: str) -> AsyncIterator[Interaction]:
         while page := await self._redis.xrange(keys.stream, f"({after}", until, count=PAGE):
