@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,8 +31,11 @@ from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import DOMAIN_PATTERN
 from shared.types import AdapterName, DomainId
 
+log = structlog.get_logger(__name__)
+
 MANIFEST = "manifest.json"
 ALIASES = "aliases"
+ROUTE = "route.json"
 STAGING_PREFIX = ".staging-"
 STAGING_KEPT_S = 24 * 3600  # what is staged for longer belongs to a process that has died
 
@@ -161,14 +165,35 @@ class ArtifactStore:
             staged.write_text(move.model_dump_json() + "\n")
 
     def alias_moves(self, domain: DomainId) -> list[AliasMove]:
-        """Every recorded move, in order."""
+        """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
         moves = []
         for file in self.files(domain, ALIASES):
             try:
-                moves.append(AliasMove.model_validate_json(self._fs.cat_file(self._at(domain, ALIASES, file))))
-            except ValidationError as error:
-                raise InvalidArtifact(f"alias move {file} of {domain} cannot be read: {error}") from error
+                moves.append(self.alias_move(domain, file))
+            except InvalidArtifact as error:
+                log.warning("alias_move_unreadable", domain=domain, error=str(error))
         return moves
+
+    def last_move(self, domain: DomainId) -> int:
+        """The newest move's number, by the names of the files; 0 where there is none."""
+        numbers = [int(file.removesuffix(".json")) for file in self.files(domain, ALIASES)]
+        return max(numbers, default=0)
+
+    def alias_move(self, domain: DomainId, file: str) -> AliasMove:
+        try:
+            return AliasMove.model_validate_json(self._fs.cat_file(self._at(domain, ALIASES, file)))
+        except ValidationError as error:
+            raise InvalidArtifact(f"alias move {file} of {domain} cannot be read: {error}") from error
+
+    def record_route(self, domain: DomainId, record: str) -> None:
+        """Replaces the copy of the domain's route."""
+        with self.write(domain, ROUTE) as staged:
+            staged.write_text(record + "\n")
+
+    def route(self, domain: DomainId) -> str | None:
+        """The copy of the domain's route, None where there is none."""
+        path = self._at(domain, ROUTE)
+        return self._fs.cat_file(path).decode(errors="replace") if self._fs.exists(path) else None
 
     # -- single files -----------------------------------------------------------------------------
 

@@ -82,6 +82,11 @@ local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', 
 return {#entries, #entries > 0 and entries[#entries][1] or ''}
 """
 
+# KEYS: stream.  ARGV: id.  The stream's ids go on behind it, even where the clock of a new Redis is late.
+FLOOR = """
+if type(redis.pcall('XADD', KEYS[1], ARGV[1], 'e', '')) == 'string' then redis.call('XDEL', KEYS[1], ARGV[1]) end
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -141,6 +146,7 @@ class InteractionLog:
         self._settings = settings
         self._append = redis.register_script(APPEND)
         self._count_page = redis.register_script(COUNT_PAGE)
+        self._floor = redis.register_script(FLOOR)
 
     async def append(self, domain: DomainId, interactions: Sequence[Interaction]) -> Appended:
         """Adds what is new to stream, histories and popularity. Events without id get the hash of their content."""
@@ -192,6 +198,11 @@ class InteractionLog:
         """The oldest stream id that the partition still holds."""
         page = await self._redis.xrange(PartitionKeys(domain, partition).stream, count=1)
         return text(page[0][0]) if page and page[0][0] is not None else None
+
+    async def continue_behind(self, domain: DomainId, partition: int, stream_id: str) -> None:
+        """Entries to come get ids after `stream_id`; where that is so already, nothing changes."""
+        if stream_id != STREAM_START:
+            await self._floor(keys=[PartitionKeys(domain, partition).stream], args=[stream_id])
 
     async def trim(self, domain: DomainId, partition: int, up_to: str) -> int:
         """Drops every entry up to and including `up_to` from the stream; how many that were. Histories keep theirs."""
