@@ -15,13 +15,13 @@ from typing import Any
 
 from shared.artifacts import ArtifactStore
 from shared.errors import InvalidArtifact
-from shared.stream import order_of
+from shared.stream import APPEND_CHUNK, order_of
 from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId
 
 ARCHIVE = "archive"
 ITEMS = "items.jsonl"
 ROW_GROUP = 10_000
-BATCH = 1000
+BATCH = APPEND_CHUNK
 
 _NAME = re.compile(r"(\d+-\d+)_(\d+-\d+)\.parquet", re.ASCII)
 _PARTITIONS = b"evorec.partitions"

@@ -132,6 +132,13 @@ def decode(payload: str, stream_id: str) -> Interaction:
     )
 
 
+def popularity_weight(event: Interaction, settings: Settings) -> float | str:
+    """log2 of what the event adds to its item's popularity, '' where it does not count."""
+    if event.event_type not in settings.positive_events:
+        return ""
+    return log2_weight(event.timestamp, settings.popularity_half_life_days)
+
+
 def order_of(stream_id: str) -> tuple[int, int]:
     """Stream ids as numbers: "9-0" comes before "10-0"."""
     milliseconds, _, sequence = stream_id.partition("-")
@@ -165,15 +172,17 @@ class InteractionLog:
         args: list[str | int | float] = [len(events), self._settings.max_history, self._settings.event_id_ttl_s]
         for event in events:
             index = histories.setdefault(keys.history(event.user_id), len(histories) + 1)
-            args += (encode(event), event.timestamp, event.user_id, event.item_id, self._weight(event), index)
+            args += (
+                encode(event),
+                event.timestamp,
+                event.user_id,
+                event.item_id,
+                popularity_weight(event, self._settings),
+                index,
+            )
         fixed = [keys.stream, keys.users, keys.popularity, keys.capped]
         event_keys = [keys.event(event.event_id) for event in events]
         return int(await self._append(keys=[*fixed, *event_keys, *histories], args=args))
-
-    def _weight(self, event: Interaction) -> float | str:
-        if event.event_type not in self._settings.positive_events:
-            return ""
-        return log2_weight(event.timestamp, self._settings.popularity_half_life_days)
 
     async def read(
         self, domain: DomainId, after: StreamPositions, until: StreamPositions
@@ -207,6 +216,8 @@ class InteractionLog:
     async def trim(self, domain: DomainId, partition: int, up_to: str) -> int:
         """Drops every entry up to and including `up_to` from the stream; how many that were. Histories keep theirs."""
         keys = PartitionKeys(domain, partition)
+        if await self._redis.exists(keys.restoring):
+            return 0
         milliseconds, sequence = order_of(up_to)
         first_kept = f"{milliseconds}-{sequence + 1}"
         await self._redis.set(keys.archived, up_to)  # first: whoever restores must not take what is gone for lost
