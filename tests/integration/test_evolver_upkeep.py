@@ -12,7 +12,7 @@ from shared.manifest import adapter_name
 from shared.redis_keys import DomainKeys
 from shared.stream import order_of
 from shared.types import Interaction
-from tests.integration.evolver_support import DOMAIN, ITEMS, WorkerProcess, fill, run, until
+from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, WorkerProcess, fill, run, until
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -140,3 +140,14 @@ async def test_pruning_goes_on_where_it_died(frugal: Backend, monkeypatch: pytes
     assert len(frugal.artifacts.names(DOMAIN)) == 4
     assert await frugal.registry.prune(DOMAIN, 2) == [adapter_name(DOMAIN, 1), adapter_name(DOMAIN, 2)]
     assert frugal.artifacts.names(DOMAIN) == [adapter_name(DOMAIN, 3), adapter_name(DOMAIN, 4)]
+
+
+async def test_an_emptied_stream_does_not_move_the_watermark_back(frugal: Backend) -> None:
+    await fill(frugal)
+    await run(frugal)
+    reached = await frugal.registry.watermark(DOMAIN)
+    for user in USERS:
+        await frugal.eraser.erase(DOMAIN, user)
+    assert await streamed(frugal) == []
+    window = await load_window(frugal, DOMAIN, seed=0)
+    assert window.ranges == {0: (reached[0], reached[0])}
