@@ -1,4 +1,4 @@
-"""The canonical files: `items.jsonl[.gz]` and `interactions.csv[.gz]`.
+"""The canonical files: `items.jsonl[.gz]` and `interactions.csv[.gz]`, and interactions as Parquet.
 
 Bad lines are counted, the first ones are kept to be shown, and the rest is used.
 """
@@ -11,12 +11,13 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from deploy.parquet import read_parquet
 from shared.errors import InvalidInput, NotFound
 from shared.types import Interaction, Item, ItemId, UserId
 
@@ -87,9 +88,11 @@ def read_interactions(
     with equal timestamps therefore come in an order given by a hash of (seed, user, item), never in the file's.
     """
     tally = _Tally()
-    lines = _numbered_lines(path, tally)
-    parse = _interaction_parser(path, lines)
-    interactions = list(_parsed(lines, parse, tally))
+    if path.suffix == ".parquet":
+        interactions = list(read_parquet(path, _REQUIRED_COLUMNS, _interaction, tally.add))
+    else:
+        lines = _numbered_lines(path, tally)
+        interactions = list(_parsed(lines, _interaction_parser(path, lines), tally))
     low = -math.inf if since is None else since
     high = math.inf if until is None else until
     inside = [event for event in interactions if low <= event.timestamp < high]
@@ -168,7 +171,7 @@ def _identifier(value: object, name: str) -> str:
     return value.strip()
 
 
-def _text(record: dict[str, object], name: str) -> str:
+def _text(record: Mapping[str, object], name: str) -> str:
     value = record.get(name)
     if value is None:
         return ""
@@ -202,6 +205,32 @@ def _interaction_parser(path: Path, lines: Iterator[tuple[int, bytes]]) -> Calla
         )
 
     return parse
+
+
+def _interaction(row: Mapping[str, object]) -> Interaction:
+    """A row of a table with typed columns: those of the canonical file, and what else the log keeps of an event."""
+    value = row.get("value")
+    if value is not None and not isinstance(value, int | float):
+        raise ValueError("value is not a number")
+    recommendation = row.get("recommendation_id")
+    return Interaction(
+        event_id="" if row.get("event_id") is None else _identifier(row["event_id"], "event_id"),
+        user_id=UserId(_identifier(row["user_id"], "user_id")),
+        item_id=ItemId(_identifier(row["item_id"], "item_id")),
+        timestamp=_moment(row["timestamp"]),
+        event_type=_text(row, "event_type").strip() or "purchase",
+        value=None if value is None else float(value),
+        recommendation_id=None if recommendation is None else _identifier(recommendation, "recommendation_id"),
+    )
+
+
+def _moment(value: object) -> float:
+    """Unix seconds of a number, a date or a text."""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if not isinstance(value, int | float | str):
+        raise ValueError("timestamp is missing")
+    return _timestamp(str(value))
 
 
 def _cells(line: str) -> Sequence[str]:

@@ -10,9 +10,12 @@ from typing import Self
 from redis.asyncio import Redis
 
 from shared import redis_client
+from shared.archive import Archive
+from shared.archive_files import ArchiveFiles
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.registry import Registry
@@ -29,6 +32,9 @@ class Backend:
     history: HistoryStore
     catalog: CatalogStore
     artifacts: ArtifactStore
+    archive_files: ArchiveFiles
+    archive: Archive
+    eraser: Eraser
     registry: Registry
     evolutions: EvolutionStore
 
@@ -36,13 +42,18 @@ class Backend:
     def over(cls, redis: Redis, settings: Settings) -> Self:
         """The stores over an existing client."""
         artifacts = ArtifactStore(settings)
+        files = ArchiveFiles(artifacts)
+        log = InteractionLog(redis, settings)
         return cls(
             settings=settings,
             redis=redis,
-            log=InteractionLog(redis, settings),
+            log=log,
             history=HistoryStore(redis, settings),
             catalog=CatalogStore(redis),
             artifacts=artifacts,
+            archive_files=files,
+            archive=Archive(log, files, settings.partitions),
+            eraser=Eraser(redis, settings, artifacts),
             registry=Registry(redis, artifacts),
             evolutions=EvolutionStore(redis),
         )

@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from evolver import lease, publish, trigger, window
+from evolver import lease, publish, trigger, upkeep, window
 from evolver.backend import Backend, open_backend
 from evolver.inputs import Cancelled, ParentVersion, Pipeline, PipelineResult, Progress
 from evolver.lease import Lease, LeaseHeld
@@ -65,7 +65,7 @@ async def evolve_once(
     ) as held:  # fmt: skip
         # The lease comes first: a worker's tick takes an evolution without one for abandoned.
         evolution = await backend.evolutions.create(domain, force=force, dry_run=dry_run)
-        return await _attempt(backend, evolution, held, surroundings)
+        return await _attempt_with_upkeep(backend, evolution, held, surroundings)
 
 
 async def evolve(
@@ -83,10 +83,20 @@ async def evolve(
                 evolution = await backend.evolutions.get(evolution_id)
                 if evolution.status.final:
                     return evolution
-                return await _attempt(backend, evolution, held, surroundings or Surroundings())
+                return await _attempt_with_upkeep(backend, evolution, held, surroundings or Surroundings())
         except LeaseHeld as error:
             log.info("evolution_runs_elsewhere", evolution=evolution_id, domain=domain, reason=str(error))
             return evolution
+
+
+async def _attempt_with_upkeep(
+    backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings
+) -> Evolution:
+    """An attempt and, where it has published, the upkeep; the record does not wait for that."""
+    ended = await _attempt(backend, evolution, held, surroundings)
+    if ended.status is EvolutionStatus.published:
+        await upkeep.after_run(backend, ended.domain)
+    return ended
 
 
 async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings) -> Evolution:
@@ -161,6 +171,7 @@ class _Run:
 
     async def execute(self) -> Evolution:
         """The whole run."""
+        await self._refuse_lost_registry()
         earlier = await publish.finish_earlier_attempt(self._backend, self._evolution, self._lease)
         if earlier is not None:
             return await self._published(earlier)
@@ -181,6 +192,14 @@ class _Run:
         result, folder = await self._train(read, parent)
         self._monitor.check()
         return await self._conclude(read, parent, result, folder, {**seconds, **result.stage_seconds})
+
+    async def _refuse_lost_registry(self) -> None:
+        """A first version must not be made of what is left of a domain, nor one of its old versions be taken for it."""
+        if await self._backend.registry.lost(self._evolution.domain):
+            raise EvorecError(
+                f"Redis has lost the versions of domain {self._evolution.domain!r}, the artifact store has them: "
+                "run `evorec registry rebuild`, then `evorec ingest --archive`"
+            )
 
     async def _count_attempt(self) -> None:
         """Raise `EvorecError` for a run whose worker has died too often; a crash loop must not block the domain."""

@@ -10,8 +10,11 @@ from celery import Celery
 from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 
+from evolver import upkeep
+from evolver.backend import open_backend
 from evolver.evolve import Surroundings, evolve
 from evolver.trigger import Enqueue
+from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
 from shared.errors import NotFound
 from shared.redis_keys import validate_domain
@@ -21,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 EVOLVE_TASK: Final = "evolver.evolve"
 """Arguments: evolution_id, domain. Whoever creates an evolution sends this; the tick does it for those who did not."""
+UPKEEP_TASK: Final = "evolver.upkeep"
+"""Argument: domain."""
 
 
 class CheckedRequest(Request):  # type: ignore[misc]  # celery is not annotated
@@ -48,11 +53,29 @@ def register(app: Celery, settings: Settings, surroundings: Surroundings) -> Non
         finally:
             structlog.contextvars.clear_contextvars()
 
+    @app.task(name=UPKEEP_TASK)  # type: ignore[untyped-decorator]
+    def upkeep_task(domain: str) -> None:
+        asyncio.run(_upkeep(settings, validate_domain(domain)))
+
+
+async def _upkeep(settings: Settings, domain: DomainId) -> None:
+    async with open_backend(settings) as backend:
+        await upkeep.after_run(backend, domain)
+
 
 def enqueuer(app: Celery) -> Enqueue:
     """Puts evolutions into the queue of the app's broker."""
 
     def enqueue(evolution_id: EvolutionId, domain: DomainId) -> None:
         app.send_task(EVOLVE_TASK, args=[evolution_id, domain], retry=False)
+
+    return enqueue
+
+
+def upkeep_enqueuer(app: Celery) -> EnqueueUpkeep:
+    """Puts upkeeps into the queue of the app's broker."""
+
+    def enqueue(domain: DomainId) -> None:
+        app.send_task(UPKEEP_TASK, args=[domain], retry=False)
 
     return enqueue

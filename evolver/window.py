@@ -67,9 +67,11 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
     """
     settings = backend.settings
     champion = await backend.registry.champion(domain)
+    after, tail = await backend.registry.watermark(domain), await backend.log.tail(domain)
     bounds = Bounds(
-        after=await backend.registry.watermark(domain),
-        until=await backend.log.tail(domain),
+        after=after,
+        # A stream that was trimmed or erased to its end has no tail; the watermark must not go back for that.
+        until={p: max(after.get(p, STREAM_START), end, key=order_of) for p, end in tail.items()},
         partitions=settings.partitions,
     )
     known = await backend.history.users(domain)

@@ -19,12 +19,13 @@ from typing import Any, Final
 import structlog
 from celery import Celery, signals
 
-from evolver import tasks, trigger
+from evolver import tasks, trigger, upkeep
 from evolver.backend import open_backend
 from evolver.evolve import Surroundings, load_pipeline
 from evolver.inputs import Pipeline
 from evolver.monitor import MAX_RUN_S
 from evolver.trigger import Enqueue
+from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
 from shared.embedded_redis import broker_url
 from shared.telemetry import configure_logging
@@ -88,7 +89,7 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     stopping = Flag()
     app = create_app(settings, Surroundings(pipeline=pipeline, interrupted=stopping.is_set))
-    ticker = Ticker(settings, tasks.enqueuer(app))
+    ticker = Ticker(settings, tasks.enqueuer(app), tasks.upkeep_enqueuer(app))
 
     def begin(**_: object) -> None:
         ticker.start()
@@ -149,11 +150,12 @@ def _kill_self_after(seconds: float) -> None:
 
 
 class Ticker:
-    """Runs `trigger.tick` every `settings.trigger_tick_s` in a thread of its own; survives whatever a tick raises."""
+    """Both ticks every `settings.trigger_tick_s`, in a thread of its own; survives whatever they raise."""
 
-    def __init__(self, settings: Settings, enqueue: Enqueue) -> None:
+    def __init__(self, settings: Settings, enqueue: Enqueue, enqueue_upkeep: EnqueueUpkeep) -> None:
         self._settings = settings
         self._enqueue = enqueue
+        self._enqueue_upkeep = enqueue_upkeep
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evolver-tick", daemon=True)
 
@@ -175,4 +177,5 @@ class Ticker:
         async with open_backend(self._settings) as backend:
             while not self._stop.is_set():
                 await trigger.tick(backend, self._enqueue)
+                await upkeep.tick(backend, self._enqueue_upkeep)
                 await asyncio.to_thread(self._stop.wait, self._settings.trigger_tick_s)

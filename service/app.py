@@ -32,6 +32,7 @@ from service.store_guard import StoreGuard
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.metrics import Metrics
@@ -162,6 +163,7 @@ def _open(
         log=InteractionLog(redis, settings),
         histories=histories,
         remembered=remembered,
+        eraser=Eraser(redis, settings, artifacts),
         catalog=catalog,
         registry=registry,
         refusals=refusals,

@@ -21,6 +21,7 @@ from service.remembered import RememberedHistories
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.erasure import Eraser
 from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
@@ -43,6 +44,7 @@ class Services:
     log: InteractionLog
     histories: HistoryStore
     remembered: RememberedHistories
+    eraser: Eraser
     catalog: CatalogStore
     registry: Registry
     refusals: RefusalStore

@@ -266,7 +266,7 @@ class HistoryAnswer(BaseModel):
 class ErasureAnswer(BaseModel):
     user_id: str
     domain: str
-    erased: int = Field(description="Interactions removed from history and stream")
+    erased: int = Field(description="Interactions removed from history, stream and archive")
     learned_by: list[str] = Field(description="Adapter versions whose training window contained any of them, and heirs")
 
 

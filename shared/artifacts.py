@@ -1,33 +1,43 @@
-"""The artifact store: immutable adapter versions as folders of files, and the log of alias moves.
+"""The artifact store: immutable adapter versions as folders of files, and single files beside them.
 
-Layout: `<root>/<domain>/<adapter name>/<files>` and `<root>/<domain>/aliases/<sequence>.json`. The root is a local
-folder, or any fsspec URL. A version becomes visible in one step: locally by renaming its complete folder into place,
-remotely by its manifest, which is uploaded last.
+Layout: `<root>/<domain>/<adapter name>/<files>`, `<root>/<domain>/aliases/<sequence>.json`, `<root>/<domain>/archive/`.
+The root is a local folder, or any fsspec URL. A version becomes visible in one step: locally by renaming its complete
+folder into place, remotely by its manifest, which is uploaded last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
+from shared.redis_keys import DOMAIN_PATTERN
 from shared.types import AdapterName, DomainId
+
+log = structlog.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 ALIASES = "aliases"
+ROUTE = "route.json"
 STAGING_PREFIX = ".staging-"
+STAGING_KEPT_S = 24 * 3600  # what is staged for longer belongs to a process that has died
 
 
 class AliasMove(BaseModel):
@@ -137,7 +147,7 @@ class ArtifactStore:
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
 
     def domains(self) -> list[DomainId]:
-        return [DomainId(name) for name in self._list() if not name.startswith(".")]
+        return [DomainId(name) for name in self._list() if re.fullmatch(DOMAIN_PATTERN, name)]
 
     def delete(self, domain: DomainId, name: AdapterName) -> None:
         """Removes a version; one that is not there is no error. It stops being visible before its files go."""
@@ -151,22 +161,87 @@ class ArtifactStore:
 
     def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
         """Writing the same move again changes nothing."""
-        path = self._at(domain, ALIASES, f"{move.sequence:09d}.json")
-        self._fs.makedirs(self._at(domain, ALIASES), exist_ok=True)
-        content = (move.model_dump_json() + "\n").encode()
-        if self._local:
-            _write_atomically(Path(path), content)
-        else:
-            self._fs.pipe_file(path, content)
+        with self.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:
+            staged.write_text(move.model_dump_json() + "\n")
 
     def alias_moves(self, domain: DomainId) -> list[AliasMove]:
-        """Every recorded move, in order."""
-        files = [file for file in self._list(domain, ALIASES) if file.endswith(".json") and not file.startswith(".")]
-        contents = [(file, self._fs.cat_file(self._at(domain, ALIASES, file))) for file in sorted(files)]
+        """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
+        moves = []
+        for file in self.files(domain, ALIASES):
+            try:
+                moves.append(self.alias_move(domain, file))
+            except InvalidArtifact as error:
+                log.warning("alias_move_unreadable", domain=domain, error=str(error))
+        return moves
+
+    def last_move(self, domain: DomainId) -> int:
+        """The newest move's number, by the names of the files; 0 where there is none."""
+        numbers = [int(file.removesuffix(".json")) for file in self.files(domain, ALIASES)]
+        return max(numbers, default=0)
+
+    def alias_move(self, domain: DomainId, file: str) -> AliasMove:
         try:
-            return [AliasMove.model_validate_json(content) for _, content in contents]
+            return AliasMove.model_validate_json(self._fs.cat_file(self._at(domain, ALIASES, file)))
         except ValidationError as error:
-            raise InvalidArtifact(f"an alias move of {domain} cannot be read: {error}") from error
+            raise InvalidArtifact(f"alias move {file} of {domain} cannot be read: {error}") from error
+
+    def record_route(self, domain: DomainId, record: str) -> None:
+        """Replaces the copy of the domain's route."""
+        with self.write(domain, ROUTE) as staged:
+            staged.write_text(record + "\n")
+
+    def route(self, domain: DomainId) -> str | None:
+        """The copy of the domain's route, None where there is none."""
+        path = self._at(domain, ROUTE)
+        return self._fs.cat_file(path).decode(errors="replace") if self._fs.exists(path) else None
+
+    # -- single files -----------------------------------------------------------------------------
+
+    @contextmanager
+    def write(self, domain: DomainId, *path: str) -> Iterator[Path]:
+        """A path to write a file's content to; the file appears, or replaces the one before, as the block ends."""
+        final = self._at(domain, *path)
+        folder = Path(final).parent if self._local else self._cache
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = folder / f"{STAGING_PREFIX}{path[-1]}-{uuid.uuid4().hex[:8]}"
+        try:
+            yield staged
+            if self._local:
+                _sync(staged)
+                staged.replace(final)
+                for parent in Path(final).parents[: len(path) + 1]:  # some may have come into being just now
+                    _sync(parent)
+            else:
+                self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(staged), final)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def files(self, domain: DomainId, *folder: str) -> list[str]:
+        """Names of the files and folders in a folder, sorted, without staged ones; none where there is no folder."""
+        return [name for name in self._list(domain, *folder) if not name.startswith(".")]
+
+    def open(self, domain: DomainId, *path: str) -> IO[bytes]:
+        """A file to read from; FileNotFoundError where there is none."""
+        file: IO[bytes] = self._fs.open(self._at(domain, *path), "rb")
+        return file
+
+    def delete_file(self, domain: DomainId, *path: str) -> None:
+        """One that is not there is no error."""
+        if self._fs.exists(self._at(domain, *path)):
+            self._fs.rm_file(self._at(domain, *path))
+
+    def sweep(self, domain: DomainId, now: float | None = None) -> int:
+        """Removes what dead processes left staged (untouched for `STAGING_KEPT_S`); how many folders and files."""
+        oldest = (time.time() if now is None else now) - STAGING_KEPT_S
+        root = Path(self._at(domain)) if self._local else self._cache
+        leftovers = [path for path in root.rglob(f"{STAGING_PREFIX}*") if path.lstat().st_mtime < oldest]
+        for path in leftovers:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        return len(leftovers)
 
     def _refuse_existing(self, domain: DomainId, name: AdapterName) -> None:
         if split_adapter_name(name)[0] != domain:
@@ -245,11 +320,3 @@ def _sync(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)

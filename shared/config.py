@@ -77,7 +77,10 @@ class Settings(BaseSettings):
     trigger_tick_s: float = 10.0
     lease_s: PositiveInt = 30
     panel_share: float = 0.10
-    kept_versions: PositiveInt = 10
+    kept_versions: PositiveInt = Field(10, description="Newest versions kept, beside all that are aliased")
+    archive: bool = Field(
+        True, description="Published windows as Parquet in the artifact store; without it no stream is ever trimmed"
+    )
     seed: int = 0
     max_train_examples: PositiveInt = 1200
     max_located_users: PositiveInt = 256

@@ -9,25 +9,29 @@ from typing import Any
 from redis.asyncio import Redis
 
 from shared.config import Settings
-from shared.redis_client import text
+from shared.redis_client import text, texts
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import FIELD, PAGE, decode
 from shared.types import DomainId, Interaction, UserId
 
 PIPELINE = 1000
 
-# KEYS: history, stream, users, capped.  ARGV: user.  -> number of entries removed
+# KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased.
+# ARGV: user.  -> ids of the entries removed
 # A member starts with its zero-padded stream id, "000001719230000000-0000000003"... up to the first '|'.
 ERASE = """
-local members = redis.call('ZRANGE', KEYS[1], 0, -1)
-for _, member in ipairs(members) do
+local ids = {}
+for i, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local ms, seq = string.match(member, '^0*(%d+)%-0*(%d+)|')
-  redis.call('XDEL', KEYS[2], ms .. '-' .. seq)
+  ids[i] = ms .. '-' .. seq
+  redis.call('XDEL', KEYS[2], ids[i])
+  redis.call('XDEL', KEYS[5], ids[i])
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('SREM', KEYS[4], ARGV[1])
-return #members
+if redis.call('EXISTS', KEYS[6]) == 1 then redis.call('SADD', KEYS[7], ARGV[1]) end
+return ids
 """
 
 
@@ -67,30 +71,33 @@ class HistoryStore:
     async def user_count(self, domain: DomainId) -> int:
         return sum(await self._per_partition(domain, "zcard"))
 
-    async def erase(self, domain: DomainId, user_id: UserId) -> int:
-        """Removes the user's history and stream entries; returns how many interactions that were.
+    async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
+        """Removes the user's history and stream entries; the stream ids of what that was.
 
         Popularity keeps their share: it is a sum over users and names none.
         """
         keys = self._keys(domain, user_id)
         beyond_history = await self._erase_capped(keys, user_id)
-        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped]
-        return beyond_history + int(await self._erase(keys=fixed, args=[user_id]))
+        restore = [keys.restored, keys.restoring, keys.erased]
+        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore]
+        return beyond_history | frozenset(texts(await self._erase(keys=fixed, args=[user_id])))
 
-    async def _erase_capped(self, keys: PartitionKeys, user_id: UserId) -> int:
+    async def _erase_capped(self, keys: PartitionKeys, user_id: UserId) -> frozenset[str]:
         """Entries that the cap pushed out of the history can only be found by reading the stream."""
         if not await self._redis.sismember(keys.capped, user_id):
-            return 0
-        members = await self._redis.zrange(keys.history(user_id), 0, -1)
-        kept = {_event(str(member)).stream_id for member in members}
-        removed, after = 0, "-"
-        while page := await self._redis.xrange(keys.stream, after, "+", count=PAGE):
+            return frozenset()
+        return frozenset().union(*[await self._erase_from(key, user_id) for key in (keys.stream, keys.restored)])
+
+    async def _erase_from(self, stream: str, user_id: UserId) -> frozenset[str]:
+        removed, after = set[str](), "-"
+        while page := await self._redis.xrange(stream, after, "+", count=PAGE):
             entries = [(text(entry), fields) for entry, fields in page if entry is not None and fields is not None]
-            theirs = [entry for entry, fields in entries if _is_of(user_id, fields) and entry not in kept]
+            theirs = [entry for entry, fields in entries if _is_of(user_id, fields)]
             if theirs:
-                removed += int(await self._redis.xdel(keys.stream, *theirs))
+                await self._redis.xdel(stream, *theirs)
+            removed.update(theirs)
             after = f"({entries[-1][0]}"
-        return removed
+        return frozenset(removed)
 
     async def _per_partition(self, domain: DomainId, command: str, *args: Any, **kwargs: Any) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

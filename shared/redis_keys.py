@@ -65,6 +65,31 @@ class PartitionKeys:
         return self._key("popularity")
 
     @property
+    def archived(self) -> str:
+        """Stream id up to which this Redis let go of, or took back, what the archive holds; unset in an emptied one."""
+        return self._key("archived")
+
+    @property
+    def restored(self) -> str:
+        """Stream of what the archive gives back, until it takes the place of the stream."""
+        return self._key("restored")
+
+    @property
+    def restoring(self) -> str:
+        """Hash: how far the archive has been brought back, while it is."""
+        return self._key("restoring")
+
+    @property
+    def erased(self) -> str:
+        """Set of users who were erased while the archive is brought back."""
+        return self._key("erased")
+
+    @property
+    def archive_lock(self) -> str:
+        """String with expiry: who rewrites archive files."""
+        return self._key("archive-lock")
+
+    @property
     def dead_letter(self) -> str:
         """Hash: stream id -> entry that could not be read."""
         return self._key("dead-letter")
@@ -116,6 +141,21 @@ class DomainKeys:
     def refusals(self) -> str:
         """Hash: adapter name -> why a serving process refused it."""
         return self._key("refusals")
+
+    @property
+    def upkeep(self) -> str:
+        """What the last upkeep (archive, pruning, trimming) has seen."""
+        return self._key("upkeep")
+
+    @property
+    def upkeep_enqueued(self) -> str:
+        """String with expiry: an upkeep waits in the broker's queue."""
+        return self._key("upkeep-enqueued")
+
+    @property
+    def pruned(self) -> str:
+        """Set of versions that are no longer registered and whose artifacts have yet to go."""
+        return self._key("pruned")
 
     @property
     def considered(self) -> str:

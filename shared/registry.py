@@ -1,7 +1,7 @@
 """The registry: which adapter versions a domain has, which of them serves, and how requests are routed.
 
 Aliases move by compare-and-set in one script; each move goes through an outbox into the artifact store, from which
-`rebuild` can make the registry anew.
+`shared.rebuild` can make the registry anew.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.artifacts import AliasMove, ArtifactStore
+from shared.artifacts import ALIASES, AliasMove, ArtifactStore
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name, split_adapter_name
-from shared.redis_client import maybe_text, text
+from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys, validate_domain
 from shared.types import AdapterName, DomainId, StreamPositions
 
@@ -65,13 +65,12 @@ redis.call('SET', KEYS[1], number)
 return number
 """
 
-# KEYS: aliases, versions.  ARGV: name.  -> 1 if the version is no longer registered
+# KEYS: aliases, versions, pruned.  ARGV: name
 REMOVE = """
 for _, name in ipairs(redis.call('HVALS', KEYS[1])) do
-  if name == ARGV[1] then return 0 end
+  if name == ARGV[1] then return end
 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-return 1
+if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then redis.call('SADD', KEYS[3], ARGV[1]) end
 """
 
 
@@ -123,18 +122,27 @@ class Registry:
         records = await self._redis.hvals(DomainKeys(domain).versions)
         return sorted(map(Manifest.from_json, records), key=lambda manifest: manifest.number)
 
+    async def lost(self, domain: DomainId) -> bool:
+        """Whether Redis lacks versions that the artifact store knows to have been published (`shared.rebuild`)."""
+        if await self._redis.exists(DomainKeys(domain).versions):
+            return False
+        return bool(await asyncio.to_thread(self._artifacts.files, domain, ALIASES))
+
     async def prune(
         self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()
     ) -> list[AdapterName]:
-        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped."""
-        dropped = []
+        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped.
+
+        A version that an earlier call has dropped, and not deleted because it died, is deleted now.
+        """
+        keys = DomainKeys(domain)
         for manifest in (await self.versions(domain))[: -keep or None]:
-            keys = DomainKeys(domain)
-            if manifest.name not in in_use and await self._remove(
-                keys=[keys.aliases, keys.versions], args=[manifest.name]
-            ):
-                await asyncio.to_thread(self._artifacts.delete, domain, manifest.name)
-                dropped.append(manifest.name)
+            if manifest.name not in in_use:
+                await self._remove(keys=[keys.aliases, keys.versions, keys.pruned], args=[manifest.name])
+        dropped = sorted(map(AdapterName, texts(await self._redis.smembers(keys.pruned))))
+        for name in dropped:
+            await asyncio.to_thread(self._artifacts.delete, domain, name)
+            await self._redis.srem(keys.pruned, name)
         return dropped
 
     # -- aliases ----------------------------------------------------------------------------------
@@ -231,8 +239,14 @@ class Registry:
         current = (await self.aliases(domain)).get(CHALLENGER)
         if challenger != current:
             await self._move_to(domain, CHALLENGER, challenger, current, reason="route")
-        await self._redis.set(DomainKeys(domain).route, route.model_dump_json(exclude={"challenger"}))
+        record = route.model_dump_json(exclude={"challenger"})
+        await self._redis.set(DomainKeys(domain).route, record)
         await self._announce(domain)
+        try:
+            await asyncio.to_thread(self._artifacts.record_route, domain, record)
+        except OSError as error:
+            # The route is set; its copy is for a rebuild alone.
+            log.warning("route not recorded", domain=domain, error=repr(error))
         return route
 
     # -- changes ----------------------------------------------------------------------------------
@@ -254,19 +268,6 @@ class Registry:
                 log.warning("subscription lost, trying again", error=repr(error))
                 await asyncio.sleep(RECONNECT_S)
 
-    async def rebuild(self, domain: DomainId) -> None:
-        """Registers what the artifact store holds and repeats its last alias moves, where Redis knows no version."""
-        if await self._redis.exists(DomainKeys(domain).versions):
-            return
-        names = await asyncio.to_thread(self._artifacts.names, domain)
-        for name in names:
-            await self.register(await asyncio.to_thread(self._artifacts.manifest, domain, name))
-        last = {move.alias: move.to for move in await asyncio.to_thread(self._artifacts.alias_moves, domain)}
-        for alias, to in last.items():
-            if to in names:
-                await self._move_to(domain, alias, to, None, reason="rebuild")
-        await self.set_considered(domain, await self.watermark(domain))
-
     async def _move_to(
         self,
         domain: DomainId,
@@ -280,17 +281,16 @@ class Registry:
         considered: list[str] | None = None,
     ) -> None:
         keys = DomainKeys(domain)
-        moves = await asyncio.to_thread(self._artifacts.alias_moves, domain)
-        lowest = moves[-1].sequence if moves else 0
+        lowest = await asyncio.to_thread(self._artifacts.last_move, domain)
         plain = [alias, expected or "", to or "", self._clock(), reason, lowest, CHANGES_CHANNEL, domain]
         status, current = await self._move(
             keys=[keys.aliases, keys.versions, keys.move_counter, keys.move_outbox, keys.fence, keys.considered],
             args=[*plain, fencing_token, manifest, *(considered or [])],
         )
         _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
-        await self._record_moves(domain)
+        await self.record_moves(domain)
 
-    async def _record_moves(self, domain: DomainId) -> None:
+    async def record_moves(self, domain: DomainId) -> None:
         """Writes what the outbox holds to the artifact store; what could not be written goes with the next move."""
         outbox = DomainKeys(domain).move_outbox
         for record in map(text, await self._redis.lrange(outbox, 0, -1)):

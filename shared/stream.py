@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 PAGE = 1000
 # One script call blocks Redis; 500 events keep that to a few milliseconds.
 APPEND_CHUNK = 500
+TRIM_CHUNK = 10_000
 FIELD = "e"
 
 # KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
@@ -81,6 +82,11 @@ local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', 
 return {#entries, #entries > 0 and entries[#entries][1] or ''}
 """
 
+# KEYS: stream.  ARGV: id.  The stream's ids go on behind it, even where the clock of a new Redis is late.
+FLOOR = """
+if type(redis.pcall('XADD', KEYS[1], ARGV[1], 'e', '')) == 'string' then redis.call('XDEL', KEYS[1], ARGV[1]) end
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Appended:
@@ -126,6 +132,13 @@ def decode(payload: str, stream_id: str) -> Interaction:
     )
 
 
+def popularity_weight(event: Interaction, settings: Settings) -> float | str:
+    """log2 of what the event adds to its item's popularity, '' where it does not count."""
+    if event.event_type not in settings.positive_events:
+        return ""
+    return log2_weight(event.timestamp, settings.popularity_half_life_days)
+
+
 def order_of(stream_id: str) -> tuple[int, int]:
     """Stream ids as numbers: "9-0" comes before "10-0"."""
     milliseconds, _, sequence = stream_id.partition("-")
@@ -140,6 +153,7 @@ class InteractionLog:
         self._settings = settings
         self._append = redis.register_script(APPEND)
         self._count_page = redis.register_script(COUNT_PAGE)
+        self._floor = redis.register_script(FLOOR)
 
     async def append(self, domain: DomainId, interactions: Sequence[Interaction]) -> Appended:
         """Adds what is new to stream, histories and popularity. Events without id get the hash of their content."""
@@ -158,15 +172,17 @@ class InteractionLog:
         args: list[str | int | float] = [len(events), self._settings.max_history, self._settings.event_id_ttl_s]
         for event in events:
             index = histories.setdefault(keys.history(event.user_id), len(histories) + 1)
-            args += (encode(event), event.timestamp, event.user_id, event.item_id, self._weight(event), index)
+            args += (
+                encode(event),
+                event.timestamp,
+                event.user_id,
+                event.item_id,
+                popularity_weight(event, self._settings),
+                index,
+            )
         fixed = [keys.stream, keys.users, keys.popularity, keys.capped]
         event_keys = [keys.event(event.event_id) for event in events]
         return int(await self._append(keys=[*fixed, *event_keys, *histories], args=args))
-
-    def _weight(self, event: Interaction) -> float | str:
-        if event.event_type not in self._settings.positive_events:
-            return ""
-        return log2_weight(event.timestamp, self._settings.popularity_half_life_days)
 
     async def read(
         self, domain: DomainId, after: StreamPositions, until: StreamPositions
@@ -182,6 +198,34 @@ class InteractionLog:
                 if event.event_id not in seen:
                     seen.add(event.event_id)
                     yield event
+
+    def entries(self, domain: DomainId, partition: int, after: str, until: str) -> AsyncIterator[Interaction]:
+        """One partition's entries after `after`, up to `until` (inclusive); one that was appended twice comes twice."""
+        return self._read_partition(PartitionKeys(domain, partition), after, until)
+
+    async def first_id(self, domain: DomainId, partition: int) -> str | None:
+        """The oldest stream id that the partition still holds."""
+        page = await self._redis.xrange(PartitionKeys(domain, partition).stream, count=1)
+        return text(page[0][0]) if page and page[0][0] is not None else None
+
+    async def continue_behind(self, domain: DomainId, partition: int, stream_id: str) -> None:
+        """Entries to come get ids after `stream_id`; where that is so already, nothing changes."""
+        if stream_id != STREAM_START:
+            await self._floor(keys=[PartitionKeys(domain, partition).stream], args=[stream_id])
+
+    async def trim(self, domain: DomainId, partition: int, up_to: str) -> int:
+        """Drops every entry up to and including `up_to` from the stream; how many that were. Histories keep theirs."""
+        keys = PartitionKeys(domain, partition)
+        if await self._redis.exists(keys.restoring):
+            return 0
+        milliseconds, sequence = order_of(up_to)
+        first_kept = f"{milliseconds}-{sequence + 1}"
+        await self._redis.set(keys.archived, up_to)  # first: whoever restores must not take what is gone for lost
+        total = 0
+        # An exact trim of millions of entries would block Redis; in whole nodes it takes a limit.
+        while dropped := int(await self._redis.xtrim(keys.stream, minid=first_kept, limit=TRIM_CHUNK)):
+            total += dropped
+        return total + int(await self._redis.xtrim(keys.stream, minid=first_kept, approximate=False))
 
     async def _read_partition(self, keys: PartitionKeys, after: str, until: str) -> AsyncIterator[Interaction]:
         while page := await self._redis.xrange(keys.stream, f"({after}", until, count=PAGE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -24,13 +25,20 @@ from deploy.cli.tables import evolution_table
 from deploy.client import ServiceClient
 from deploy.files import Loaded, parse_date, read_interactions, read_items
 from deploy.loading import Loader, Total, load_interactions, load_items, loader
+from shared.artifacts import ArtifactStore
+from shared.config import Settings
 from shared.evolutions import Evolution
+from shared.redis_client import connect
+from shared.restore import Restored, Restorer
 from shared.types import DomainId, Interaction, Item
 
 
 def ingest(
-    interactions: Annotated[Path, typer.Argument(help="interactions.csv or interactions.csv.gz")],
+    interactions: Annotated[Path | None, typer.Argument(help="interactions.csv[.gz] or .parquet")] = None,
     domain: options.Domain = None,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="What the archive holds and Redis has lost, at its old stream ids")
+    ] = False,
     items: Annotated[Path | None, typer.Option(help="Catalog to put first: items.jsonl[.gz]")] = None,
     since: options.Since = None,
     until: options.Until = None,
@@ -40,7 +48,14 @@ def ingest(
     url: options.Url = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Append a file's interactions, oldest first. Running it twice adds nothing the second time."""
+    """Append a file's interactions, oldest first, or bring back the archive's. Running it twice adds nothing."""
+    if archive:
+        if interactions or items or since or until:
+            raise typer.BadParameter("--archive takes no file and no time range")
+        _tell_restored(options.run(_restore(options.domain_id(domain))), as_json)
+        return
+    if interactions is None:
+        raise typer.BadParameter("name a file of interactions, or --archive")
     events = _events(interactions, since, until, seed)
     catalog = _catalog(items) if items else ()
     total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
@@ -79,6 +94,20 @@ async def _ingest(
 ) -> Total:
     async with options.client(url, api_key) as client, loader(client, direct) as to:
         return await _load(to, domain, items, events)
+
+
+async def _restore(domain: DomainId) -> Restored:
+    """Directly in Redis: the service knows no way to write at an old stream id."""
+    settings = Settings()
+    redis = connect(settings)
+    try:
+        restorer = Restorer(redis, settings, ArtifactStore(settings))
+        rows = await asyncio.to_thread(restorer.rows, domain)
+        with counting_progress(note_console()) as progress:
+            bar = progress.add_task("Archived interactions", total=rows)
+            return await restorer.restore(domain, lambda n: progress.advance(bar, n))
+    finally:
+        await redis.aclose()
 
 
 async def _bootstrap(
@@ -132,6 +161,15 @@ def _events(path: Path, since: str | None, until: str | None, seed: int) -> Load
         loaded = read_interactions(path, since=low, until=high, seed=seed)
     show_bad_lines(loaded, str(path))
     return loaded
+
+
+def _tell_restored(restored: Restored, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(restored))
+        return
+    result_console().print(
+        f"{restored.interactions} brought back, {restored.known} left out (sent again since the loss, or erased)."
+    )
 
 
 def _tell(total: Total, events: Loaded[Interaction], as_json: bool) -> None:

@@ -13,6 +13,7 @@ from deploy.cli.ingest import bootstrap, ingest
 from deploy.cli.key import key
 from deploy.cli.output import print_error
 from deploy.cli.pretrain import pretrain
+from deploy.cli.registry import registry
 from deploy.cli.serve import serve
 from deploy.cli.up import up
 from deploy.cli.worker import worker
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, adapters, key):
     app.command()(command)
+app.add_typer(registry)
 
 
 def main() -> None:

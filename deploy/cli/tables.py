@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
 from deploy.client import DomainVersions
 from shared.evolutions import Evolution
 from shared.manifest import Manifest, Metrics
+from shared.rebuild import Found
+from shared.registry import CHALLENGER, CHAMPION
+from shared.types import DomainId
 
 GROUPS = ("U_A", "U_I", "U")
 
@@ -43,6 +48,18 @@ def adapters_table(domains: list[DomainVersions]) -> Table:
         for manifest in entry.versions:
             aliases = ", ".join(name for name, version in entry.aliases.items() if version == manifest.name)
             table.add_row(entry.domain, manifest.name, aliases, *_version_cells(manifest))
+    return table
+
+
+def rebuilt_table(rebuilt: Mapping[DomainId, Found]) -> Table:
+    """What came back of each domain."""
+    table = Table(title="Rebuilt from the artifact store", title_justify="left")
+    for column in ("domain", "items", "versions", "champion", "challenger", "route"):
+        table.add_column(column, no_wrap=column == "domain")
+    for domain, found in rebuilt.items():
+        route = f"share {found.route.share:g}{', paused' if found.route.paused else ''}"
+        names = (found.aliases.get(alias, "") for alias in (CHAMPION, CHALLENGER))
+        table.add_row(domain, str(len(found.items)), str(len(found.versions)), *names, route)
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
@@ -17,7 +17,7 @@ from shared.manifest import Manifest
 from shared.panel import in_panel
 from shared.redis_keys import partition_of
 from shared.stream import order_of
-from shared.types import AdapterName, DomainId, Interaction, UserId
+from shared.types import AdapterName, DomainId, UserId
 
 router = APIRouter(tags=["users"])
 
@@ -63,28 +63,27 @@ async def get_history(user_id: UserPath, services: ServicesDep, domain: DomainQu
 async def erase_user(
     user_id: UserPath, request: Request, services: ServicesDep, domain: DomainQuery = None
 ) -> ErasureAnswer:
-    """Erases the user's history and log entries, and names the adapter versions that learned from them."""
+    """Erases the user from history, log and archive, and names the adapter versions that learned from them."""
     decided(request.state, domain=services.domain(domain), erased_user=user_id)
     name = await services.known_domain(domain)
-    events = await services.histories.get(name, UserId(user_id))
     versions = await services.registry.versions(name)
-    erased = await services.histories.erase(name, UserId(user_id))
+    erased = await services.eraser.erase(name, UserId(user_id))
     services.remembered.forget(name, UserId(user_id))
-    if not erased and not events:
+    if not erased:
         raise _unknown(name, user_id)
     learned: list[AdapterName] = []
     if not in_panel(UserId(user_id), services.settings.panel_share):
         partition = partition_of(UserId(user_id), services.settings.partitions)
-        learned = learned_by(versions, partition, events)
-    return ErasureAnswer(user_id=user_id, domain=name, erased=erased, learned_by=list(learned))
+        learned = learned_by(versions, partition, erased)
+    return ErasureAnswer(user_id=user_id, domain=name, erased=len(erased), learned_by=list(learned))
 
 
-def learned_by(oldest_first: Sequence[Manifest], partition: int, events: Sequence[Interaction]) -> list[AdapterName]:
-    """Versions whose stream range contains any of the events, and their descendants: weights are inherited."""
+def learned_by(oldest_first: Sequence[Manifest], partition: int, stream_ids: Collection[str]) -> list[AdapterName]:
+    """Versions whose stream range contains any of the ids, and their descendants: weights are inherited."""
     tainted: list[AdapterName] = []
     for manifest in oldest_first:
         after, until = manifest.stream_ranges.get(partition, ("0-0", "0-0"))
-        inside = any(order_of(after) < order_of(event.stream_id) <= order_of(until) for event in events)
+        inside = any(order_of(after) < order_of(stream_id) <= order_of(until) for stream_id in stream_ids)
         if inside or manifest.parent in tainted:
             tainted.append(manifest.name)
     return tainted

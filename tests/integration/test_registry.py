@@ -219,22 +219,6 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
     assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1, V2, V1]
 
 
-async def test_the_registry_can_be_rebuilt(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
-    await three_versions(registry, artifacts)
-    await registry.rollback(BEAUTY)
-    await registry.set_route(BEAUTY, V3, 0.5, paused=False)
-    versions, aliases = await registry.versions(BEAUTY), await registry.aliases(BEAUTY)
-    await redis.flushdb()
-    for _ in range(2):
-        await registry.rebuild(BEAUTY)
-        assert await registry.versions(BEAUTY) == versions
-        assert await registry.aliases(BEAUTY) == aliases
-        assert await registry.considered(BEAUTY) == {0: "2-0"}
-    await registry.rollback(BEAUTY)
-    sequences = [move.sequence for move in artifacts.alias_moves(BEAUTY)]
-    assert sequences == list(range(1, len(sequences) + 1))
-
-
 async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
     registry: Registry, artifacts: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

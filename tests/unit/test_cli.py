@@ -45,7 +45,16 @@ def rendered(renderable: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ingest"], ["bootstrap", "--items", "i"], ["evolve", "--since", "x"], ["nothing"]]
+    "arguments",
+    [
+        ["ingest"],
+        ["ingest", "--archive", "interactions.csv"],
+        ["ingest", "--archive", "--since", "2026-01-01"],
+        ["bootstrap", "--items", "i"],
+        ["evolve", "--since", "x"],
+        ["registry"],
+        ["nothing"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2

@@ -12,6 +12,7 @@ MODULES = [
     "evolver.update",
     "service.lora_kernels.rows",
     "service.scoring",
+    "shared.archive_files",
     "shared.manifest",
     "shared.retriever",
     "deploy.demo.trial",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.files import SHOWN_BAD_LINES, parse_date, read_interactions, read_items
+from shared.archive_files import ArchiveFiles, Span
+from shared.artifacts import ArtifactStore
+from shared.config import Settings
 from shared.errors import InvalidInput, NotFound
+from tests.factories import BEAUTY, interaction
 
 HEADER = "user_id,item_id,timestamp\n"
 
@@ -118,3 +124,59 @@ def test_no_content_raises_anything_but_our_errors(tmp_path_factory: pytest.Temp
     read_items(folder / "items.jsonl.gz")
     loaded = read_interactions(write(folder / "c.csv", HEADER.encode() + content))
     assert all(event.user_id and event.item_id for event in loaded.rows)
+
+
+def parquet(path: Path, **columns: list[object]) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_interactions_as_parquet(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "interactions.parquet",
+        item_id=["b", "a", "c"],
+        user_id=[7, 8, 9],
+        timestamp=[datetime(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 1), datetime(2027, 1, 1, tzinfo=UTC)],
+        value=[1.5, None, None],
+    )
+    loaded = read_interactions(path, until=parse_date("2026-12-31"))
+    assert [(e.user_id, e.item_id, e.value, e.event_type) for e in loaded.rows] == [
+        ("8", "a", None, "purchase"),
+        ("7", "b", 1.5, "purchase"),
+    ]
+    assert (loaded.n_bad, loaded.n_outside) == (0, 1)
+
+
+def test_bad_parquet_rows_are_counted_and_the_rest_goes_in(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "interactions.parquet",
+        user_id=["u", None, "u", "u"],
+        item_id=["i", "i", "", "i"],
+        timestamp=[5.0, 5.0, 5.0, float("nan")],
+    )
+    loaded = read_interactions(path)
+    assert [event.user_id for event in loaded.rows] == ["u"]
+    assert (loaded.n_bad, [line.number for line in loaded.first_bad]) == (3, [2, 3, 4])
+
+
+def test_archive_files_are_read_with_all_they_hold(settings: Settings) -> None:
+    event = interaction(
+        "u", "i", 3.0, event_id="e", event_type="click", value=2.0, recommendation_id="r", stream_id="5-0"
+    )
+    ArchiveFiles(ArtifactStore(settings)).write(BEAUTY, 0, Span("0-0", "5-0"), [event], 1)
+    (path,) = settings.state_dir.rglob("*.parquet")
+    assert read_interactions(path).rows == (replace(event, stream_id=""),)
+
+
+@pytest.mark.parametrize("damage", ["not parquet", "no column"])
+def test_parquet_files_that_are_none(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "interactions.parquet"
+    if damage == "not parquet":
+        path.write_text(HEADER)
+    else:
+        parquet(path, user_id=["u"])
+    with pytest.raises(InvalidInput):
+        read_interactions(path)

@@ -1,0 +1,43 @@
+"""Archive, trim or restore in a process of its own, to be killed: `python -m tests.faults.archive_process WHAT DOMAIN`.
+
+EVOREC_* are the settings as ever. "begin" on stdout says that the work starts now. Files and trims are small, so that
+there are many moments to die in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from evolver.backend import open_backend
+from evolver.upkeep import upkeep
+from shared import archive, stream
+from shared.config import Settings
+from shared.redis_keys import validate_domain
+from shared.restore import Restorer
+from shared.types import DomainId
+
+
+async def work(what: str, domain: DomainId) -> None:
+    settings = Settings()
+    async with open_backend(settings) as backend:
+        await backend.redis.ping()
+        os.write(1, b"begin\n")
+        if what == "upkeep":
+            await upkeep(backend, domain)
+        else:
+            await Restorer(backend.redis, settings, backend.artifacts).restore(domain)
+
+
+def main() -> int:
+    import pyarrow.parquet  # noqa: F401 - its second of imports is not the work to be interrupted
+
+    archive.PART_ROWS = 100
+    stream.TRIM_CHUNK = 100
+    asyncio.run(work(sys.argv[1], validate_domain(sys.argv[2])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

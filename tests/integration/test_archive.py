@@ -1,0 +1,212 @@
+"""The archive: every entry once, whatever is repeated; nothing leaves the stream that it does not hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from shared import archive
+from shared.archive import Archive
+from shared.archive_files import ArchiveFiles, Span, covered_to, gaps
+from shared.artifacts import STAGING_KEPT_S, ArtifactStore
+from shared.config import Settings
+from shared.erasure import Eraser, ErasureMarks, Mark
+from shared.errors import InvalidArtifact
+from shared.history import HistoryStore
+from shared.stream import InteractionLog
+from shared.types import STREAM_START, Interaction, UserId
+from tests.factories import BEAUTY, interaction, manifest
+
+POSITIONS = st.integers(0, 12).map(lambda n: f"{n}-0")
+SPANS = st.lists(
+    st.tuples(st.integers(0, 11), st.integers(1, 4)).map(lambda at: Span(f"{at[0]}-0", f"{at[0] + at[1]}-0")),
+    max_size=6,
+)
+
+
+class World:
+    """A domain's stores, over one Redis and one artifact store."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self.settings = settings
+        self.artifacts = ArtifactStore(settings)
+        self.log = InteractionLog(redis, settings)
+        self.history = HistoryStore(redis, settings)
+        self.files = ArchiveFiles(self.artifacts)
+        self.archive = Archive(self.log, self.files, settings.partitions)
+        self.eraser = Eraser(redis, settings, self.artifacts)
+
+    async def append(self, *users: str, start: int = 0) -> None:
+        await self.log.append(BEAUTY, [interaction(user, f"i{n}", float(n)) for n, user in enumerate(users, start)])
+
+    def archived(self, partition: int = 0) -> list[Interaction]:
+        spans = self.files.spans(BEAUTY, partition)
+        return [event for span in spans for batch in self.files.read(BEAUTY, partition, span) for event in batch]
+
+    async def streamed(self) -> list[Interaction]:
+        return [event async for event in self.log.read(BEAUTY, {}, await self.log.tail(BEAUTY))]
+
+
+@pytest.fixture(params=["folder", "memory"])
+def world(redis: Redis, redis_settings: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    url = None if request.param == "folder" else f"memory://{tmp_path.name}"
+    return World(redis, redis_settings.model_copy(update={"artifacts_url": url}))
+
+
+def inside(spans: list[Span], number: int) -> bool:
+    return any(int(span.after[:-2]) < number <= int(span.until[:-2]) for span in spans)
+
+
+@given(spans=SPANS, until=POSITIONS)
+def test_spans_and_gaps_cover_the_stream(spans: list[Span], until: str) -> None:
+    found = gaps(spans, until)
+    for number in range(1, int(until[:-2]) + 1):
+        assert inside(spans, number) != inside(found, number)
+    assert not any(inside(found, number) for number in range(int(until[:-2]) + 1, 20))
+
+
+@given(spans=SPANS, first=st.integers(1, 12))
+def test_coverage_ends_at_the_first_gap(spans: list[Span], first: int) -> None:
+    reached = covered_to(spans, f"{first}-0")
+    end = first
+    while inside(spans, end):
+        end += 1
+    assert reached == (f"{end - 1}-0" if end > first else None)
+
+
+async def test_the_archive_has_every_entry_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "PART_ROWS", 3)
+    await world.append(*"abcabca")
+    sent = interaction("ü", "i|{1}", 9.125, value=2.5, event_type="click", recommendation_id="r1", event_id="e")
+    await world.log.append(BEAUTY, [sent])
+    first = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.append("b", "c", start=20)
+    # After a rollback: ranges that overlap.
+    second = manifest(2, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.append("not learned", start=30)
+
+    assert await world.archive.extend(BEAUTY, [first]) == 8
+    assert [world.files.header(BEAUTY, 0, span).rows for span in world.files.spans(BEAUTY, 0)] == [3, 3, 2]
+    assert await world.archive.extend(BEAUTY, [second, first]) == 2
+    assert await world.archive.extend(BEAUTY, [first, second]) == 0
+
+    assert world.archived() == (await world.streamed())[:-1]
+    assert gaps(world.files.spans(BEAUTY, 0), second.range_end[0]) == []
+
+
+async def test_trimming_stops_at_the_oldest_kept_range_and_at_a_gap(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "PART_ROWS", 2)
+    await world.append(*"abcdef")
+    events = await world.streamed()
+    old = manifest(1, stream_ranges={0: (STREAM_START, events[3].stream_id)})
+    new = manifest(2, stream_ranges={0: (events[3].stream_id, events[5].stream_id)})
+
+    assert await world.archive.trim(BEAUTY, [new]) == 0  # nothing is archived
+    await world.archive.extend(BEAUTY, [old])
+    assert await world.archive.trim(BEAUTY, [old, new]) == 0  # the old version's range is kept
+    missing = world.files.spans(BEAUTY, 0)[1]
+    world.artifacts.delete_file(BEAUTY, "archive", "0", missing.file)
+    assert await world.archive.trim(BEAUTY, [new]) == 2
+    assert await world.streamed() == events[2:]
+    await world.archive.extend(BEAUTY, [new])  # fills the gap as well
+    assert await world.archive.trim(BEAUTY, [new]) == 2
+    assert await world.streamed() == events[4:]
+    assert world.archived() == events
+    assert len(await world.history.get(BEAUTY, UserId("a"))) == 1
+
+
+async def test_a_long_stream_is_trimmed_exactly(redis: Redis, redis_settings: Settings) -> None:
+    world = World(redis, redis_settings)
+    await world.log.append(BEAUTY, [interaction(f"u{n % 9}", f"i{n}", float(n)) for n in range(2345)])
+    events = await world.streamed()
+    old = manifest(1, stream_ranges={0: (STREAM_START, events[1233].stream_id)})
+    new = manifest(2, stream_ranges={0: (events[1233].stream_id, events[-1].stream_id)})
+    await world.archive.extend(BEAUTY, [old, new])
+
+    assert await world.archive.trim(BEAUTY, [new]) == 1234
+    assert await world.streamed() == events[1234:]
+    await world.append("late", start=9000)
+    assert (await world.streamed())[-1].user_id == "late"
+
+
+async def test_erasure_reaches_the_archive_and_counts_every_interaction_once(redis: Redis, world: World) -> None:
+    small = World(redis, world.settings.model_copy(update={"max_history": 2}))
+    await small.append(*"abababa")  # four of a: two are beyond the history
+    events = await small.streamed()
+    old = manifest(1, stream_ranges={0: (STREAM_START, events[3].stream_id)})
+    new = manifest(2, stream_ranges={0: (events[3].stream_id, events[5].stream_id)})
+    await small.archive.extend(BEAUTY, [old, new])
+    await small.archive.trim(BEAUTY, [new])  # two of a are in the archive alone, one in both, one in the stream alone
+
+    theirs = {event.stream_id for event in events if event.user_id == "a"}
+    assert await small.eraser.erase(BEAUTY, UserId("a")) == theirs
+    assert [event.user_id for event in small.archived()] == ["b", "b", "b"]
+    assert await small.eraser.erase(BEAUTY, UserId("a")) == frozenset()
+    assert gaps(small.files.spans(BEAUTY, 0), events[5].stream_id) == []
+
+
+async def test_a_late_writer_cannot_bring_an_erased_user_back(world: World) -> None:
+    """An archiver that has read the user's entries, and puts them into the archive once they are erased."""
+    await world.append(*"aba")
+    events = await world.streamed()
+    await world.eraser.erase(BEAUTY, UserId("a"))
+    world.files.write(BEAUTY, 0, Span(STREAM_START, events[-1].stream_id), events, 1)
+
+    erased = ErasureMarks(world.artifacts).erased(BEAUTY, 0)
+    assert [erased(event.user_id, event.stream_id) for event in events] == [True, False, True]
+    assert await world.eraser.purge(BEAUTY) == 2
+    assert [event.user_id for event in world.archived()] == ["b"]
+
+
+async def test_an_erased_user_can_come_back(world: World) -> None:
+    await world.append("a")
+    await world.eraser.erase(BEAUTY, UserId("a"))
+    await world.append("a", start=5)
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+    await world.eraser.purge(BEAUTY)
+    assert [event.item_id for event in world.archived()] == ["i5"]
+
+
+async def test_marks_of_erasures_go_after_a_day(world: World) -> None:
+    marks = ErasureMarks(world.artifacts)
+    marks.add(BEAUTY, 0, UserId("old"), Mark("5-0", at=1000.0))
+    marks.add(BEAUTY, 0, UserId("new"), Mark("5-0", at=100_000.0))
+    marks.forget(BEAUTY, 0, now=100_001.0)
+    erased = marks.erased(BEAUTY, 0)
+    assert (erased(UserId("old"), "1-0"), erased(UserId("new"), "1-0")) == (False, True)
+    assert (erased(UserId("new"), "5-0"), erased(UserId("new"), "5-1")) == (True, False)
+
+
+async def test_a_damaged_file_is_named(redis: Redis, redis_settings: Settings) -> None:
+    world = World(redis, redis_settings)
+    await world.append(*"abc")
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+    (path,) = redis_settings.state_dir.rglob("*.parquet")
+    content = bytearray(path.read_bytes())
+    content[40] ^= 0xFF  # within the first page: the footer stays readable
+    path.write_bytes(content)
+    with pytest.raises(InvalidArtifact, match=path.name):
+        world.archived()
+
+
+def test_what_dead_processes_staged_goes_after_a_day(settings: Settings) -> None:
+    store = ArtifactStore(settings)
+    files = ArchiveFiles(store)
+    files.write(BEAUTY, 0, Span("0-0", "1-0"), [], 1)
+    left = [store.stage(BEAUTY, manifest(1).name).path]
+    left += [settings.state_dir / "artifacts" / BEAUTY / "archive" / "0" / ".staging-0-0_2-0.parquet-1"]
+    left[1].write_text("half")
+    now = left[0].stat().st_mtime
+    assert store.sweep(BEAUTY, now) == 0
+    assert files.spans(BEAUTY, 0) == [Span("0-0", "1-0")]
+    assert store.sweep(BEAUTY, now + STAGING_KEPT_S + 60) == 2
+    assert not any(path.exists() for path in left)
+    assert files.spans(BEAUTY, 0) == [Span("0-0", "1-0")]
