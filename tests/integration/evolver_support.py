@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -98,13 +98,18 @@ async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str) -> N
     await until(there, f"{evolution_id} in stage {stage}")
 
 
-class WorkerProcess:
-    """`python -m tests.integration.evolver_worker` over the same Redis and state directory."""
+FAKE_WORKER: Final = ("-m", "tests.integration.evolver_worker")
+REAL_WORKER: Final = ("-m", "deploy.cli.main", "worker")
 
-    def __init__(self, settings: Settings) -> None:
+
+class WorkerProcess:
+    """A worker over the same Redis and state directory: with the fast pipeline, or `REAL_WORKER`."""
+
+    def __init__(self, settings: Settings, command: Sequence[str] = FAKE_WORKER, log: str = "worker.log") -> None:
         self._settings = settings
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = settings.state_dir / "worker.log"
+        self._log = settings.state_dir / log
 
     @property
     def pid(self) -> int:
@@ -122,7 +127,7 @@ class WorkerProcess:
         return [(int(pid), stage) for pid, stage in (line.split(maxsplit=1) for line in lines)]
 
     def start(self, *, stage_s: float = 0.0, **env: str) -> None:
-        changed = self._settings.model_dump(include=set(_PASSED), mode="json")
+        changed = self._settings.model_dump(mode="json", exclude_defaults=True)
         environment = {
             **os.environ,
             **{f"EVOREC_{name.upper()}": str(value) for name, value in changed.items()},
@@ -131,13 +136,16 @@ class WorkerProcess:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.evolver_worker"],
+                [sys.executable, *self._command],
                 cwd=_ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
@@ -158,14 +166,3 @@ class WorkerProcess:
         self._process.wait()
         _, alive = psutil.wait_procs(children, timeout=5)
         assert not alive, f"left running: {alive}"
-
-
-_PASSED: Final = (
-    "state_dir",
-    "redis_url",
-    "base_model",
-    "lease_s",
-    "trigger_tick_s",
-    "evolve_min_interactions",
-    "panel_share",
-)
