@@ -87,7 +87,7 @@ async def finished(backend: Backend, evolution_id: EvolutionId, timeout_s: float
     return await backend.evolutions.get(evolution_id)
 
 
-async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str) -> None:
+async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str, timeout_s: float = 30.0) -> None:
     """Wait until the evolution's record says that it is in the stage."""
 
     async def there() -> bool:
@@ -95,7 +95,7 @@ async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str) -> N
         assert not evolution.status.final, f"{evolution_id} ended before {stage}: {evolution}"
         return evolution.status is EvolutionStatus.running and evolution.stage == stage
 
-    await until(there, f"{evolution_id} in stage {stage}")
+    await until(there, f"{evolution_id} in stage {stage}", timeout_s)
 
 
 FAKE_WORKER: Final = ("-m", "tests.integration.evolver_worker")
@@ -157,11 +157,14 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.wait(timeout_s)
 
-    def kill(self) -> None:
-        """SIGKILL to the worker alone: its children have to notice by themselves."""
+    def kill(self, children: Sequence[psutil.Process] | None = None) -> None:
+        """SIGKILL to the worker alone: its children have to notice by themselves.
+
+        To find them takes milliseconds: give them where the moment counts.
+        """
         if self._process is None or self._process.poll() is not None:
             return
-        children = self.children()
+        children = self.children() if children is None else children
         self._process.kill()
         self._process.wait()
         _, alive = psutil.wait_procs(children, timeout=5)
