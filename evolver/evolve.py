@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from evolver import lease, publish, trigger, upkeep, window
@@ -100,7 +101,25 @@ async def _attempt_with_upkeep(
 
 
 async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings) -> Evolution:
-    """One attempt at the evolution, with every way it can end written to its record."""
+    """One attempt at the evolution, and what it leaves behind put away."""
+    try:
+        ended = await _to_its_end(backend, evolution, held, surroundings)
+    except LeaseLost as error:
+        log.warning("evolution_taken_over", evolution=evolution.id, error=str(error))
+        ended = await backend.evolutions.get(evolution.id)
+    finally:
+        _clear_work(backend.settings, evolution.id, held.token)
+    if ended.status.final:
+        _clear_work(backend.settings, evolution.id)
+        try:
+            await publish.discard_unpublished(backend, ended)
+        except (RedisError, OSError) as error:
+            log.warning("unpublished_versions_not_discarded", evolution=evolution.id, error=repr(error))
+    return ended
+
+
+async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings) -> Evolution:
+    """The attempt, with every way it can end written to its record; LeaseLost when that is no longer ours to write."""
     monitor = Monitor(
         backend, evolution, held, interrupted=surroundings.interrupted, on_progress=surroundings.on_progress
     )
@@ -114,16 +133,13 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
         monitor.stop(StopReason.cancelled)
         await _finish(monitor, EvolutionStatus.cancelled, message="interrupted before its end; nothing was published")
         raise
-    except LeaseLost as error:
-        log.warning("evolution_taken_over", evolution=evolution.id, error=str(error))
-        return await backend.evolutions.get(evolution.id)
+    except LeaseLost:
+        raise
     except (RedisConnectionError, RedisTimeoutError):
         raise  # no record can be written now; the lease expires and the tick starts the run again
     except Exception as error:
         log.exception("evolution_failed", evolution=evolution.id, domain=evolution.domain)
         return await _finish(monitor, EvolutionStatus.failed, error=describe(error, monitor.evolution.stage))
-    finally:
-        shutil.rmtree(_work_folder(backend.settings, evolution.id), ignore_errors=True)
 
 
 async def _stopped(backend: Backend, monitor: Monitor) -> Evolution:
@@ -151,9 +167,15 @@ def describe(error: Exception, stage: str | None) -> str:
     return f"{stage or 'start'}: {type(error).__name__}: {error}"
 
 
-def _work_folder(settings: Settings, evolution_id: EvolutionId) -> Path:
-    """Where the attempt writes its files. One name per evolution, so that a redo clears what a dead attempt left."""
-    return settings.state_dir / "work" / evolution_id
+def _work_folder(settings: Settings, evolution_id: EvolutionId, token: int) -> Path:
+    """Where the attempt writes its files: a folder of its own, because a paused one may wake up beside its redo."""
+    return settings.state_dir / "work" / f"{evolution_id}.{token}"
+
+
+def _clear_work(settings: Settings, evolution_id: EvolutionId, token: int | None = None) -> None:
+    """Remove the attempt's files; without a token those of every attempt."""
+    for folder in (settings.state_dir / "work").glob(f"{evolution_id}.{token or '*'}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Run:
@@ -229,8 +251,8 @@ class _Run:
         return ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
 
     async def _train(self, read: Window, parent: ParentVersion | None) -> tuple[PipelineResult, Path]:
-        folder = _work_folder(self._backend.settings, self._evolution.id)
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear_work(self._backend.settings, self._evolution.id)  # what dead attempts left
+        folder = _work_folder(self._backend.settings, self._evolution.id, self._lease.token)
         folder.mkdir(parents=True)
         pipeline = self._surroundings.pipeline
         if pipeline is None:  # imported in a thread as well: half a minute without renewals would cost the lease
@@ -276,13 +298,9 @@ class _Run:
         return await self._publish(await publish.store(self._backend, manifest, folder))
 
     async def _publish(self, stored: Manifest) -> Evolution:
-        """Move the alias; a version that may not be published does not stay behind."""
-        try:
-            self._monitor.check()
-            await publish.publish(self._backend, stored, self._lease)
-        except (Cancelled, EvorecError):
-            await publish.discard(self._backend, stored)
-            raise
+        """Move the alias. A version that may not be published goes once the record says how the run ended."""
+        self._monitor.check()
+        await publish.publish(self._backend, stored, self._lease)
         return await self._published(stored)
 
     async def _published(self, manifest: Manifest) -> Evolution:
@@ -304,7 +322,7 @@ class _Run:
 
     async def _consider(self, read: Window) -> None:
         """The window was looked at: triggers count from its end, so that it does not fire again at once."""
-        await self._backend.registry.set_considered(self._evolution.domain, read.until)
+        await self._backend.registry.set_considered(self._evolution.domain, read.until, self._lease.token)
 
 
 def load_pipeline() -> Pipeline:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from evolver.backend import Backend
 from evolver.inputs import Cancelled, Progress
 from evolver.lease import Lease, end_of
-from shared.errors import EvorecError
+from shared.errors import EvorecError, LeaseLost
 from shared.evolutions import Evolution
 
 log = structlog.get_logger(__name__)
@@ -124,7 +124,11 @@ class Monitor:
     async def _write(self, changes: Mapping[str, object]) -> None:
         self._lease.check()
         self.evolution = self.evolution.model_copy(update=changes)
-        await self._backend.evolutions.update(self.evolution)
+        try:
+            await self._backend.evolutions.update(self.evolution, self._lease.token)
+        except LeaseLost:
+            self._lease.lost = True
+            raise
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

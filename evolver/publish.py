@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -19,12 +20,15 @@ from evolver.lease import Lease
 from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
-from shared.errors import EvorecError, InvalidArtifact
+from shared.errors import EvorecError, InvalidArtifact, NotFound
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
 from shared.types import AdapterName
 
 log = structlog.get_logger(__name__)
+
+CLOCKS_DIFFER_S: Final = 300.0
+"""At most, between the machine that asked for an evolution and the one that runs it."""
 
 
 def code_version() -> str:
@@ -107,13 +111,7 @@ def _store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
 async def publish(backend: Backend, manifest: Manifest, lease: Lease) -> Manifest:
     """Make a stored version the champion; raise `LeaseLost` or `AliasMoved` when the world has moved on."""
     lease.check()
-    try:
-        await backend.registry.publish(manifest, expected=manifest.parent, fencing_token=lease.token)
-    except OSError as error:
-        # The move's copy for the artifact store could not be written; it waits in the registry's outbox.
-        if await backend.registry.champion(manifest.domain) != manifest.name:
-            raise
-        log.warning("alias_move_not_recorded", domain=manifest.domain, adapter=manifest.name, error=str(error))
+    await backend.registry.publish(manifest, expected=manifest.parent, fencing_token=lease.token)
     log.info("version_published", domain=manifest.domain, adapter=manifest.name, evolution=manifest.evolution_id)
     return manifest
 
@@ -124,6 +122,7 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
     An attempt that died between the artifact and the registry has left a complete version: it is published as it
     is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes.
     """
+    await asyncio.to_thread(backend.artifacts.clear_staging, evolution.domain)
     registered = await backend.registry.versions(evolution.domain)
     for known in registered:
         if known.evolution_id == evolution.id:
@@ -133,26 +132,44 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
         return None
     if stored.parent == await backend.registry.champion(evolution.domain):
         return await publish(backend, stored, lease)
-    await discard(backend, stored)
     return None
 
 
-async def discard(backend: Backend, manifest: Manifest) -> None:
-    """Remove a stored version that was never published; one that the registry knows stays."""
-    if manifest.name in {known.name for known in await backend.registry.versions(manifest.domain)}:
-        return
-    await asyncio.to_thread(backend.artifacts.delete, manifest.domain, manifest.name)
+async def discard_unpublished(backend: Backend, evolution: Evolution) -> None:
+    """Remove the stored versions of a finished evolution that were not published; what the registry knows stays.
+
+    Only once the evolution's record is final: before that, another attempt may be about to publish one of them.
+    """
+    registered = frozenset(known.name for known in await backend.registry.versions(evolution.domain))
+    for manifest in await asyncio.to_thread(_unpublished, backend, evolution, registered):
+        await asyncio.to_thread(backend.artifacts.delete, manifest.domain, manifest.name)
 
 
 def _stored(backend: Backend, evolution: Evolution, registered: frozenset[AdapterName]) -> Manifest | None:
     """The newest intact artifact of this evolution that the registry does not know."""
-    unknown = [name for name in backend.artifacts.names(evolution.domain) if name not in registered]
-    for name in reversed(unknown):
+    for manifest in _unpublished(backend, evolution, registered):
+        try:
+            backend.artifacts.fetch(manifest.domain, manifest.name)
+        except InvalidArtifact as error:
+            log.warning("artifact_skipped", domain=manifest.domain, adapter=manifest.name, error=str(error))
+        else:
+            return manifest
+    return None
+
+
+def _unpublished(backend: Backend, evolution: Evolution, registered: frozenset[AdapterName]) -> list[Manifest]:
+    """The artifacts of this evolution that the registry does not know, newest first."""
+    found = []
+    for name in reversed(backend.artifacts.names(evolution.domain)):
+        if name in registered:
+            continue
         try:
             manifest = backend.artifacts.manifest(evolution.domain, name)
-            if manifest.evolution_id == evolution.id:
-                backend.artifacts.fetch(evolution.domain, name)
-                return manifest
-        except InvalidArtifact as error:
+        except (InvalidArtifact, NotFound) as error:
             log.warning("artifact_skipped", domain=evolution.domain, adapter=name, error=str(error))
-    return None
+            continue
+        # A Redis that lost everything counts evolutions anew: an older artifact may bear this one's id.
+        of_its_time = manifest.created_at.timestamp() > evolution.requested_at - CLOCKS_DIFFER_S
+        if manifest.evolution_id == evolution.id and of_its_time:
+            found.append(manifest)
+    return found

@@ -159,6 +159,16 @@ class ArtifactStore:
         self._fs.rm(folder, recursive=True)
         shutil.rmtree(self._cache / domain / name, ignore_errors=True)
 
+    def clear_staging(self, domain: DomainId) -> None:
+        """Removes what writers that died have staged. A writer that is merely slow fails; it must not be one whose
+        version still counts.
+        """
+        parent = Path(self._at(domain)) if self._local else self._cache
+        for folder in parent.glob(f"{STAGING_PREFIX}*"):
+            name, _, _ = folder.name.removeprefix(STAGING_PREFIX).rpartition("-")
+            if _is_version(domain, name):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
         """Writing the same move again changes nothing."""
         with self.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:

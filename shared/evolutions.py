@@ -10,7 +10,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
-from shared.errors import Conflict, EvolutionRunning, NotFound
+from shared.errors import Conflict, EvolutionRunning, LeaseLost, NotFound
 from shared.manifest import Gate, Metrics
 from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
@@ -32,9 +32,11 @@ redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
 
-# KEYS: active, evolutions, order, cancel requests.  ARGV: id, record, '1' if the record is final.
+# KEYS: active, evolutions, order, cancel requests, fence.
+# ARGV: id, record, '1' if the record is final, fencing token ('' = not checked).
 # An evolution is active exactly as long as its record is not final, so the active key tells both.
 UPDATE = """
+if ARGV[4] ~= '' and ARGV[4] ~= (redis.call('GET', KEYS[5]) or '0') then return 'lease' end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 'unknown' end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   if redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[2] then return 'ok' end
@@ -138,11 +140,14 @@ class EvolutionStore:
         found = [evolution for name in domains for evolution in await self._newest(name, limit)]
         return sorted(found, key=lambda evolution: (-evolution.requested_at, evolution.id))[:limit]
 
-    async def update(self, evolution: Evolution) -> None:
-        """Replaces the record. Conflict where the stored one is final already: nothing brings a run back to life."""
+    async def update(self, evolution: Evolution, fencing_token: int | None = None) -> None:
+        """Replaces the record. Conflict where the stored one is final already: nothing brings a run back to life.
+        LeaseLost where a token is given and is not the domain's newest: somebody else's run is what the record tells.
+        """
         final = "1" if evolution.status.final else "0"
-        args = [evolution.id, evolution.model_dump_json(), final]
-        _check(await self._update(keys=_keys(evolution.domain), args=args), evolution.id)
+        args = [evolution.id, evolution.model_dump_json(), final, "" if fencing_token is None else fencing_token]
+        keys = [*_keys(evolution.domain), DomainKeys(evolution.domain).fence]
+        _check(await self._update(keys=keys, args=args), evolution.id)
 
     async def active(self, domain: DomainId) -> Evolution | None:
         """The domain's queued or running evolution."""
@@ -183,5 +188,7 @@ def _unknown(evolution_id: str) -> NotFound:
 def _check(answer: str, evolution_id: str) -> None:
     if answer == "unknown":
         raise _unknown(evolution_id)
+    if answer == "lease":
+        raise LeaseLost(f"evolution {evolution_id} has been taken over: another run has a newer fencing token")
     if answer == "finished":
         raise Conflict(f"evolution {evolution_id} has ended already")

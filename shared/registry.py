@@ -74,6 +74,14 @@ if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then redis.call('SADD', KEYS[3], AR
 """
 
 
+# KEYS: considered, fence.  ARGV: fencing token ('' = not checked), then partition, stream id, ...
+CONSIDER = """
+if ARGV[1] ~= '' and ARGV[1] ~= (redis.call('GET', KEYS[2]) or '0') then return 0 end
+for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+return 1
+"""
+
+
 class Route(BaseModel):
     """`share` of the users (0..1) is answered by the challenger; `paused` stops evolutions."""
 
@@ -92,6 +100,7 @@ class Registry:
         self._move = redis.register_script(MOVE)
         self._reserve = redis.register_script(RESERVE)
         self._remove = redis.register_script(REMOVE)
+        self._consider = redis.register_script(CONSIDER)
 
     # -- versions ---------------------------------------------------------------------------------
 
@@ -218,9 +227,15 @@ class Registry:
         found = await self._redis.hgetall(DomainKeys(domain).considered)
         return {int(text(partition)): text(stream_id) for partition, stream_id in found.items()}
 
-    async def set_considered(self, domain: DomainId, positions: StreamPositions) -> None:
-        for partition, stream_id in positions.items():
-            await self._redis.hset(DomainKeys(domain).considered, str(partition), stream_id)
+    async def set_considered(
+        self, domain: DomainId, positions: StreamPositions, fencing_token: int | None = None
+    ) -> None:
+        """LeaseLost where a token is given and is not the newest."""
+        keys = DomainKeys(domain)
+        args = [str(part) for position in positions.items() for part in position]
+        token = "" if fencing_token is None else fencing_token
+        if not await self._consider(keys=[keys.considered, keys.fence], args=[token, *args]):
+            raise LeaseLost(f"what domain {domain!r} has considered stays: another run has a newer fencing token")
 
     # -- routes -----------------------------------------------------------------------------------
 

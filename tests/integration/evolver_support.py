@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -87,7 +87,7 @@ async def finished(backend: Backend, evolution_id: EvolutionId, timeout_s: float
     return await backend.evolutions.get(evolution_id)
 
 
-async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str) -> None:
+async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str, timeout_s: float = 30.0) -> None:
     """Wait until the evolution's record says that it is in the stage."""
 
     async def there() -> bool:
@@ -95,16 +95,21 @@ async def in_stage(backend: Backend, evolution_id: EvolutionId, stage: str) -> N
         assert not evolution.status.final, f"{evolution_id} ended before {stage}: {evolution}"
         return evolution.status is EvolutionStatus.running and evolution.stage == stage
 
-    await until(there, f"{evolution_id} in stage {stage}")
+    await until(there, f"{evolution_id} in stage {stage}", timeout_s)
+
+
+FAKE_WORKER: Final = ("-m", "tests.integration.evolver_worker")
+REAL_WORKER: Final = ("-m", "deploy.cli.main", "worker")
 
 
 class WorkerProcess:
-    """`python -m tests.integration.evolver_worker` over the same Redis and state directory."""
+    """A worker over the same Redis and state directory: with the fast pipeline, or `REAL_WORKER`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, command: Sequence[str] = FAKE_WORKER, log: str = "worker.log") -> None:
         self._settings = settings
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
-        self._log = settings.state_dir / "worker.log"
+        self._log = settings.state_dir / log
 
     @property
     def pid(self) -> int:
@@ -122,7 +127,7 @@ class WorkerProcess:
         return [(int(pid), stage) for pid, stage in (line.split(maxsplit=1) for line in lines)]
 
     def start(self, *, stage_s: float = 0.0, **env: str) -> None:
-        changed = self._settings.model_dump(include=set(_PASSED), mode="json")
+        changed = self._settings.model_dump(mode="json", exclude_defaults=True)
         environment = {
             **os.environ,
             **{f"EVOREC_{name.upper()}": str(value) for name, value in changed.items()},
@@ -131,13 +136,16 @@ class WorkerProcess:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.evolver_worker"],
+                [sys.executable, *self._command],
                 cwd=_ROOT,
                 env=environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)
@@ -149,23 +157,15 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.wait(timeout_s)
 
-    def kill(self) -> None:
-        """SIGKILL to the worker alone: its children have to notice by themselves."""
+    def kill(self, children: Sequence[psutil.Process] | None = None) -> None:
+        """SIGKILL to the worker alone: its children have to notice by themselves.
+
+        To find them takes milliseconds: give them where the moment counts.
+        """
         if self._process is None or self._process.poll() is not None:
             return
-        children = self.children()
+        children = self.children() if children is None else children
         self._process.kill()
         self._process.wait()
         _, alive = psutil.wait_procs(children, timeout=5)
         assert not alive, f"left running: {alive}"
-
-
-_PASSED: Final = (
-    "state_dir",
-    "redis_url",
-    "base_model",
-    "lease_s",
-    "trigger_tick_s",
-    "evolve_min_interactions",
-    "panel_share",
-)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -15,6 +16,7 @@ from shared.errors import EvolutionRunning, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
+from shared.types import AdapterName, DomainId
 from tests.integration.evolver_support import DOMAIN, deliver, fill, finished, in_stage, nothing_published, run, until
 from tests.integration.fake_pipeline import FakePipeline, Meddling
 
@@ -172,6 +174,54 @@ async def test_a_run_that_died_after_the_publication_is_only_marked(backend: Bac
 
     assert (await deliver(backend, evolution)).adapter == published.adapter
     assert len(await backend.registry.versions(DOMAIN)) == 1
+
+
+async def test_a_sleeper_writes_neither_the_record_nor_the_files_of_its_successor(backend: Backend) -> None:
+    """It wakes up while its successor trains, knows nothing of it yet, and fails."""
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    loop = asyncio.get_running_loop()
+    successor: list[asyncio.Task[Evolution]] = []
+
+    async def take_over() -> None:
+        await backend.redis.delete(DomainKeys(DOMAIN).lease)
+        successor.append(asyncio.create_task(deliver(backend, evolution, FakePipeline(stage_s=0.3))))
+        await until(lambda: lease.is_held(backend.redis, DOMAIN), "the successor's lease")
+        await in_stage(backend, evolution.id, "locate")
+
+    def fall_asleep() -> None:
+        asyncio.run_coroutine_threadsafe(take_over(), loop).result()
+        raise ValueError("what woke it up broke it")
+
+    await deliver(backend, evolution, Meddling(fall_asleep))
+
+    assert not successor[0].done()
+    done = await successor[0]
+    assert (done.status, done.error) == (EvolutionStatus.published, None)
+    assert await backend.evolutions.get(evolution.id) == done
+    assert len(await backend.registry.versions(DOMAIN)) == len(backend.artifacts.names(DOMAIN)) == 1
+
+
+async def test_what_dead_attempts_left_goes_and_what_an_earlier_redis_counted_stays(backend: Backend) -> None:
+    """Evolution ids begin anew where Redis has lost everything, and the artifacts wait for `registry rebuild`."""
+    await fill(backend)
+    await run(backend)
+    old = backend.artifacts.manifest(DOMAIN, AdapterName("shop-v000001"))
+    backend.artifacts.delete(DOMAIN, old.name)
+    with backend.artifacts.stage(DOMAIN, old.name) as staged:
+        (staged.path / "adapter_model.safetensors").write_text("of an earlier Redis")
+        staged.commit(old.model_copy(update={"created_at": old.created_at - timedelta(days=1)}))
+    await backend.redis.flushall()
+    await fill(backend)
+    dead = backend.artifacts.stage(DOMAIN, AdapterName("shop-v000002"))
+    other = backend.artifacts.stage(DomainId("shop-2"), AdapterName("shop-2-v000001"))
+
+    done = await run(backend)
+
+    assert done.adapter == "shop-v000002"
+    assert backend.artifacts.names(DOMAIN) == ["shop-v000001", "shop-v000002"]
+    assert not dead.path.exists()
+    assert other.path.exists()
 
 
 async def test_a_run_whose_worker_dies_every_time_is_given_up(backend: Backend) -> None:
