@@ -22,6 +22,7 @@ from service.openapi import describe
 from service.ports import EngineFactory
 from service.queue import CeleryQueue, EvolutionQueue
 from service.recommend import Recommender
+from service.redis_watch import RedisWatch
 from service.routes import adapters, evolutions, health, interactions, items, metrics, recommend, users
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
@@ -84,6 +85,7 @@ def _lifespan(
             _background(host.run(), "engine"),
             _background(services.adapters.run(), "adapters"),
             _background(prompts.load(), "prompts"),
+            _background(services.redis_watch.run(), "redis-watch"),
         ]
         try:
             yield {"services": services}
@@ -144,6 +146,7 @@ def _open(
         queue=queue or CeleryQueue(settings),
         host=host,
         adapters=manager,
+        redis_watch=RedisWatch(redis),
         recommender=Recommender(
             settings,
             manager,

@@ -15,6 +15,7 @@ from service.auth import KeyRing, Principal, Scope, check_scope
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
+from service.redis_watch import RedisWatch
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -45,6 +46,7 @@ class Services:
     queue: EvolutionQueue
     host: EngineHost
     adapters: AdapterManager
+    redis_watch: RedisWatch
     recommender: Recommender
 
     def domain(self, named: str | None) -> DomainId:
