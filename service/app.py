@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.adapters import AdapterManager
+from service.admission import Admission
 from service.auth import KeyRing, log_open_access
 from service.deps import Services, State
 from service.engine import start_engine
@@ -147,6 +148,7 @@ def _open(
         host=host,
         adapters=manager,
         redis_watch=RedisWatch(redis),
+        batches=Admission(settings.max_concurrent_batches, "batches"),
         recommender=Recommender(
             settings,
             manager,

@@ -11,6 +11,7 @@ from fastapi.security import APIKeyHeader
 from redis.asyncio import Redis
 
 from service.adapters import AdapterManager
+from service.admission import Admission
 from service.auth import KeyRing, Principal, Scope, check_scope
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
@@ -47,6 +48,7 @@ class Services:
     host: EngineHost
     adapters: AdapterManager
     redis_watch: RedisWatch
+    batches: Admission
     recommender: Recommender
 
     def domain(self, named: str | None) -> DomainId:

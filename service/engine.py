@@ -33,7 +33,7 @@ LORA_MODULES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 MAX_LABELS = 128
 # vLLM compiles LoRA buffers for these ranks only.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-DRAIN_S = 10.0
+DRAIN_S = 3.0
 REPORT_S = 10.0
 
 

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     rank_timeout_ms: PositiveInt = 10_000
     max_concurrent_rankings: PositiveInt = Field(64, description="Beyond: the retriever's order, `degraded` says so")
     max_concurrent_requests: PositiveInt = Field(256, description="Recommendations at once; beyond: 503, Retry-After")
+    max_concurrent_batches: PositiveInt = Field(
+        32, description="Batches of interactions or items taken in at once; beyond: 503, Retry-After, body unread"
+    )
     registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
 
     # -- interactions -----------------------------------------------------------------------------

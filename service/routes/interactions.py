@@ -11,16 +11,17 @@ from service.auth import Scope
 from service.batches import parse_each
 from service.deps import Services, ServicesDep, requires
 from service.problems import responses
+from service.routes.admitted import AdmittedRoute
 from service.schemas import InteractionEvent, InteractionsAnswer, InteractionsRequest, Rejected
 from shared.stream import event_id_of
 from shared.types import DomainId, Interaction, ItemId, UserId
 
-router = APIRouter(tags=["interactions"], dependencies=[Depends(requires(Scope.ingest))])
+router = APIRouter(tags=["interactions"], dependencies=[Depends(requires(Scope.ingest))], route_class=AdmittedRoute)
 
 MILLISECONDS = 1e11
 
 
-@router.post("/interactions", status_code=202, responses=responses(400, 401, 403, 404, 413, 422, 503))
+@router.post("/interactions", status_code=202, responses=responses(400, 401, 403, 404, 408, 413, 422, 503))
 async def add_interactions(body: InteractionsRequest, services: ServicesDep) -> InteractionsAnswer:
     """Adds 1 to 1000 events to the log. Bad ones are rejected one by one; the rest is taken.
 

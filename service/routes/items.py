@@ -10,19 +10,20 @@ from service.auth import Forbidden, Scope
 from service.batches import parse_each
 from service.deps import DomainQuery, PrincipalDep, ServicesDep, requires
 from service.problems import responses
+from service.routes.admitted import AdmittedRoute
 from service.schemas import CatalogItem, Identifier, ItemAnswer, ItemsAnswer, ItemsRequest, Rejected
 from shared.catalog import clean_text
 from shared.errors import NotFound
 from shared.types import DomainId, Item, ItemId
 
-router = APIRouter(tags=["items"])
+router = APIRouter(tags=["items"], route_class=AdmittedRoute)
 
 ItemPath = Annotated[Identifier, Path(examples=["B00ABC"])]
 MAY_WRITE = Depends(requires(Scope.ingest, Scope.admin))
 MAY_READ = Depends(requires(Scope.recommend, Scope.ingest, Scope.admin))
 
 
-@router.put("/items", dependencies=[MAY_WRITE], responses=responses(400, 401, 403, 413, 422, 503))
+@router.put("/items", dependencies=[MAY_WRITE], responses=responses(400, 401, 403, 408, 413, 422, 503))
 async def put_items(body: ItemsRequest, services: ServicesDep, principal: PrincipalDep) -> ItemsAnswer:
     """Inserts or replaces 1 to 1000 items; bad ones are rejected one by one. The admin scope creates the domain."""
     domain = services.domain(body.domain)
