@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from service import problems
 from service.adapters import AdapterManager
+from service.admission import Admission
 from service.audit import AuditLog, AuditTrail
 from service.auth import Keys
 from service.body import BodyGuard
@@ -26,6 +27,7 @@ from service.ports import EngineFactory
 from service.queue import CeleryQueue, EvolutionQueue
 from service.rate_limits import RateLimits
 from service.recommend import Recommender
+from service.redis_watch import RedisWatch
 from service.remembered import RememberedHistories
 from service.routes import adapters, audit, evolutions, health, interactions, items, metrics, recommend, users
 from service.store_guard import StoreGuard
@@ -77,7 +79,8 @@ def create_app(
         app.include_router(module.router)
     problems.install(app)
     # The last one is the outermost: who calls is settled before the body is read, and that is before it is parsed.
-    app.add_middleware(BodyGuard, timeout_s=settings.receive_timeout_s)
+    batches = Admission(settings.max_concurrent_batches, "batches")
+    app.add_middleware(BodyGuard, timeout_s=settings.receive_timeout_s, batches=batches)
     app.add_middleware(Callers, keys=keys, limits=RateLimits(settings.rate_limit), metrics=counters)
     app.add_middleware(AuditTrail)
     app.add_middleware(RequestContext, metrics=counters)
@@ -103,6 +106,7 @@ def _lifespan(
             _background(host.run(), "engine"),
             _background(services.adapters.run(), "adapters"),
             _background(prompts.load(), "prompts"),
+            _background(services.redis_watch.run(), "redis-watch"),
         ]
         try:
             yield {"services": services}
@@ -172,6 +176,7 @@ def _open(
         queue=queue or CeleryQueue(settings),
         host=host,
         adapters=manager,
+        redis_watch=RedisWatch(redis),
         recommender=Recommender(
             settings,
             manager,

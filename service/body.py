@@ -1,9 +1,9 @@
-"""A request's body, before any parser sees it: its size, its depth, the time it takes to arrive."""
+"""A request's body, before any parser sees it: how many are read at once, its size, its depth, its time to arrive."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import ClassVar
 
 from starlette.datastructures import Headers
@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.admission import Admission
 from service.problems import refusal
 from shared.errors import EvorecError
 
 KIB = 2**10
+BATCHES = frozenset({"/interactions", "/items"})
 MAX_BYTES = {"/recommend": 256 * KIB, "/interactions": 16 * KIB**2, "/items": 16 * KIB**2}
 MAX_BYTES_ELSEWHERE = 64 * KIB
 MAX_DEPTH = 32
@@ -45,30 +47,32 @@ class _Left(Exception):
 
 
 class BodyGuard:
-    """Reads the body, or answers 413, 408 or 400; the application gets it in one piece."""
+    """Reads the body, or answers 503, 413, 408 or 400; the application gets it in one piece.
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+    A batch takes one of the places of `batches` from before it is read until its answer.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_s: float, batches: Admission) -> None:
         self._app = app
         self._timeout_s = timeout_s
+        self._batches = batches
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        try:
-            body = await self._read(scope, receive)
-            check_json(body)
-        except EvorecError as error:
-            await _refuse(refusal(Request(scope), error), receive, send)
-            return
-        except _Left:
-            return
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        await self._app(scope, replay, send)
+        with ExitStack() as held:
+            try:
+                if scope["path"] in BATCHES:
+                    held.enter_context(self._batches.place())
+                body = await self._read(scope, receive)
+                check_json(body)
+            except EvorecError as error:
+                await _refuse(refusal(Request(scope), error), receive, send)
+                return
+            except _Left:
+                return
+            await self._app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = MAX_BYTES.get(scope["path"], MAX_BYTES_ELSEWHERE)
@@ -90,6 +94,15 @@ class BodyGuard:
                         return b"".join(parts)
         except TimeoutError:
             raise TooSlow(f"the body did not arrive within {self._timeout_s:g} s") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay
 
 
 def check_json(body: bytes) -> None:

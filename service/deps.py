@@ -17,6 +17,7 @@ from service.callers import API_KEY
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
+from service.redis_watch import RedisWatch
 from service.remembered import RememberedHistories
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
@@ -53,6 +54,7 @@ class Services:
     queue: EvolutionQueue
     host: EngineHost
     adapters: AdapterManager
+    redis_watch: RedisWatch
     recommender: Recommender
 
     def domain(self, named: str | None) -> DomainId:

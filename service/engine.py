@@ -35,7 +35,7 @@ MAX_LABELS = 128
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Tokens; vLLM's kernels for CPUs take multiples of it.
 CPU_BLOCK = 32
-DRAIN_S = 10.0
+DRAIN_S = 3.0
 REPORT_S = 10.0
 
 

@@ -46,7 +46,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                if scope["app"].state.draining:
+                    # The caller's next request goes elsewhere, instead of into a connection that is about to end.
+                    headers["Connection"] = "close"
             await send(message)
 
         with bound_request_id(request_id):

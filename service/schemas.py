@@ -351,3 +351,6 @@ class ReadyAnswer(BaseModel):
     engine: str = Field(examples=["running"])
     error: str | None = None
     domains: dict[str, str] = Field(examples=[{"beauty": "serving", "toys": "no_champion"}])
+    warnings: list[str] = Field(
+        default=[], description="How Redis would lose what is accepted; the service is ready all the same"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.network import LOOPBACK, is_loopback
@@ -25,6 +25,13 @@ class Settings(BaseSettings):
     broker_url: str | None = Field(None, description="Celery's broker (no Cluster); unset: redis_url, database 1")
     artifacts_url: str | None = Field(None, description="fsspec URL of the artifact store; unset: state_dir/artifacts")
     partitions: PositiveInt = Field(1, description="Partitions of a domain's stream, by hash of the user")
+    redis_fsync: Literal["always", "everysec"] = Field(
+        "always", description="Embedded Redis. everysec: its crash may lose what it answered in the last two seconds"
+    )
+    wait_replicas: NonNegativeInt = Field(
+        0, description="Replicas of Redis that have an interaction before it is accepted; fewer: 503, Retry-After"
+    )
+    wait_replicas_ms: Annotated[int, Field(ge=1, le=20_000)] = Field(1000, description="How long they are waited for")
 
     # -- model ------------------------------------------------------------------------------------
     base_model: str = Field(str(SHIPPED_BASE_MODEL), description="Hugging Face id or folder of a causal LM")
@@ -61,6 +68,9 @@ class Settings(BaseSettings):
     )
     remembered_interactions: PositiveInt = Field(
         200_000, description="Of the histories read last, kept in memory for when Redis is away (some 60 MB)"
+    )
+    max_concurrent_batches: PositiveInt = Field(
+        32, description="Batches of interactions or items taken in at once; beyond: 503, Retry-After, body unread"
     )
     registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
 

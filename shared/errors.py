@@ -43,6 +43,12 @@ class Overloaded(Unavailable):
     logged = False
 
 
+class NotReplicated(Unavailable):
+    """Redis has the write, too few of its replicas do. Sending it again is safe: events count once."""
+
+    title = "Too few replicas have the write"
+
+
 class UnknownDomain(NotFound):
     title = "Unknown domain"
 

@@ -90,6 +90,11 @@ class PartitionKeys:
         return self._key("archive-lock")
 
     @property
+    def barrier(self) -> str:
+        """Written after an append: a replica that has it has everything before it."""
+        return self._key("barrier")
+
+    @property
     def dead_letter(self) -> str:
         """Hash: stream id -> entry that could not be read."""
         return self._key("dead-letter")

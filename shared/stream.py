@@ -12,6 +12,7 @@ import structlog
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.errors import NotReplicated
 from shared.popularity import log2_weight
 from shared.redis_client import text
 from shared.redis_keys import PartitionKeys, partition_of
@@ -94,6 +95,14 @@ class Appended:
     duplicates: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Keys and arguments of one run of `APPEND`."""
+
+    keys: list[str]
+    args: list[str | int | float]
+
+
 def event_id_of(user_id: UserId, item_id: ItemId, event_type: str, timestamp: float) -> str:
     """The id of an event that came without one: the same event sent twice has the same id."""
     # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") differ.
@@ -156,18 +165,42 @@ class InteractionLog:
         self._floor = redis.register_script(FLOOR)
 
     async def append(self, domain: DomainId, interactions: Sequence[Interaction]) -> Appended:
-        """Adds what is new to stream, histories and popularity. Events without id get the hash of their content."""
+        """Adds what is new to stream, histories and popularity. Events without id get the hash of their content.
+
+        Whatever it raises, the events may have been added all the same, or some of them; a retry adds the others.
+        NotReplicated where fewer than `wait_replicas` replicas have them in time.
+        """
         by_partition: defaultdict[int, list[Interaction]] = defaultdict(list)
         for event in interactions:
             by_partition[partition_of(event.user_id, self._settings.partitions)].append(_with_id(event))
-        accepted = 0
-        for partition, events in by_partition.items():
-            keys = PartitionKeys(domain, partition)
-            for start in range(0, len(events), APPEND_CHUNK):
-                accepted += await self._append_chunk(keys, events[start : start + APPEND_CHUNK])
+        calls = [
+            self._call(PartitionKeys(domain, partition), events[start : start + APPEND_CHUNK])
+            for partition, events in by_partition.items()
+            for start in range(0, len(events), APPEND_CHUNK)
+        ]
+        if self._settings.wait_replicas and calls:
+            accepted = await self._append_replicated(PartitionKeys(domain, min(by_partition)), calls)
+        else:
+            accepted = sum([int(await self._append(keys=call.keys, args=call.args)) for call in calls])
         return Appended(accepted, len(interactions) - accepted)
 
-    async def _append_chunk(self, keys: PartitionKeys, events: Sequence[Interaction]) -> int:
+    async def _append_replicated(self, keys: PartitionKeys, calls: Sequence[_Call]) -> int:
+        """One pipeline, hence one connection: a retry after a failover repeats the appends on the new primary."""
+        pipe = self._redis.pipeline(transaction=False)
+        for call in calls:
+            await self._append(keys=call.keys, args=call.args, client=pipe)
+        # WAIT counts from the connection's last write, and an append of nothing but duplicates writes nothing.
+        pipe.set(keys.barrier, 1)
+        pipe.execute_command("WAIT", self._settings.wait_replicas, self._settings.wait_replicas_ms)
+        *accepted, _, acknowledged = await pipe.execute()
+        if acknowledged < self._settings.wait_replicas:
+            raise NotReplicated(
+                f"{acknowledged} of {self._settings.wait_replicas} replicas of Redis had the interactions within "
+                f"{self._settings.wait_replicas_ms} ms; send them again, they count once"
+            )
+        return sum(map(int, accepted))
+
+    def _call(self, keys: PartitionKeys, events: Sequence[Interaction]) -> _Call:
         histories: dict[str, int] = {}
         args: list[str | int | float] = [len(events), self._settings.max_history, self._settings.event_id_ttl_s]
         for event in events:
@@ -182,7 +215,7 @@ class InteractionLog:
             )
         fixed = [keys.stream, keys.users, keys.popularity, keys.capped]
         event_keys = [keys.event(event.event_id) for event in events]
-        return int(await self._append(keys=[*fixed, *event_keys, *histories], args=args))
+        return _Call([*fixed, *event_keys, *histories], args)
 
     async def read(
         self, domain: DomainId, after: StreamPositions, until: StreamPositions

@@ -32,4 +32,5 @@ async def ready(request: Request, services: ServicesDep, response: Response) -> 
         engine=services.host.state,
         error=services.host.error,
         domains={str(domain): standing for domain, standing in readiness.domains.items()},
+        warnings=list(services.redis_watch.warnings),
     )

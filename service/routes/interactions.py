@@ -20,7 +20,7 @@ router = APIRouter(tags=["interactions"], dependencies=[Depends(requires(Scope.i
 MILLISECONDS = 1e11
 
 
-@router.post("/interactions", status_code=202, responses=responses(400, 401, 403, 404, 413, 422, 503))
+@router.post("/interactions", status_code=202, responses=responses(400, 401, 403, 404, 408, 413, 422, 503))
 async def add_interactions(body: InteractionsRequest, services: ServicesDep) -> InteractionsAnswer:
     """Adds 1 to 1000 events to the log. Bad ones are rejected one by one; the rest is taken.
 

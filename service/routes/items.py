@@ -23,7 +23,7 @@ MAY_WRITE = Depends(requires(Scope.ingest, Scope.admin))
 MAY_READ = Depends(requires(Scope.recommend, Scope.ingest, Scope.admin))
 
 
-@router.put("/items", dependencies=[MAY_WRITE], responses=responses(400, 401, 403, 413, 422, 503))
+@router.put("/items", dependencies=[MAY_WRITE], responses=responses(400, 401, 403, 408, 413, 422, 503))
 async def put_items(body: ItemsRequest, services: ServicesDep, principal: PrincipalDep) -> ItemsAnswer:
     """Inserts or replaces 1 to 1000 items; bad ones are rejected one by one. The admin scope creates the domain."""
     domain = services.domain(body.domain)

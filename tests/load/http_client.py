@@ -7,10 +7,11 @@ from typing import Self
 
 
 class Connection:
-    """One keep-alive connection. ConnectionError where the server ends it."""
+    """One keep-alive connection. ConnectionError where the server ends it. `headers`: the last answer's, lower case."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
         self._reader, self._writer, self._host = reader, writer, host
+        self.headers: dict[str, str] = {}
 
     @classmethod
     async def open(cls, host: str, port: int) -> Self:
@@ -18,15 +19,29 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
+        self.send_part(path, body, len(body))
+        return await self.answer()
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
+        return await self.answer()
+
+    def send_part(self, path: str, part: bytes, length: int) -> None:
+        """The begin of a POST whose body is to have `length` bytes; `send_rest` goes on."""
         head = (
             f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Content-Length: {length}\r\n\r\n"
         )
-        self._writer.write(head.encode() + body)
+        self._writer.write(head.encode() + part)
+
+    def send_rest(self, part: bytes) -> None:
+        self._writer.write(part)
+
+    async def answer(self) -> tuple[int, bytes]:
         raw = await self._reader.readuntil(b"\r\n\r\n")
-        status, *headers = raw.decode("latin-1").split("\r\n")
-        lengths = [int(line.partition(":")[2]) for line in headers if line.lower().startswith("content-length:")]
-        return int(status.split(" ")[1]), await self._reader.readexactly(lengths[0])
+        status, *lines = raw.decode("latin-1").strip().split("\r\n")
+        self.headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return int(status.split(" ")[1]), await self._reader.readexactly(int(self.headers["content-length"]))
 
     def close(self) -> None:
         self._writer.close()

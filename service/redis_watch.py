@@ -1,0 +1,44 @@
+"""Says, for as long as it holds, that Redis would lose what this service accepts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.durability import durability_warnings
+
+log = structlog.get_logger(__name__)
+
+# Redis may come later than the service, and another one may take its place.
+LOOK_S = 60.0
+RETRY_S = 2.0
+
+
+class RedisWatch:
+    """`warnings`: what the last look found; each is logged when it appears."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.warnings: tuple[str, ...] = ()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            answered = await self._look()
+            await asyncio.sleep(LOOK_S if answered else RETRY_S)
+
+    async def _look(self) -> bool:
+        """False where Redis did not answer."""
+        try:
+            found = await durability_warnings(self._redis)
+        except (RedisError, OSError) as error:
+            log.debug("durability_unknown", error=repr(error))
+            return False
+        for warning in found:
+            if warning not in self.warnings:
+                log.warning("redis_is_not_durable", reason=warning)
+        self.warnings = found
+        return True

@@ -1,0 +1,31 @@
+"""Whether the Redis that is there can keep what the service accepts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+NO_APPEND_ONLY_FILE = (
+    "Redis has no append-only file: its restart loses every accepted interaction since its last snapshot "
+    "(set `appendonly yes`, and `appendfsync always`)"
+)
+EVICTION = (
+    "Redis may evict keys ({policy}): accepted interactions, histories and the registry would vanish without a word "
+    "(set `maxmemory-policy noeviction`)"
+)
+
+
+async def durability_warnings(redis: Redis) -> tuple[str, ...]:
+    """What would lose accepted interactions, for people; RedisError where Redis does not answer.
+
+    From INFO, because a managed Redis rarely allows CONFIG; what it does not tell is not warned of.
+    """
+    found: dict[str, Any] = {**await redis.info("persistence"), **await redis.info("memory")}
+    warnings = []
+    if not int(found.get("aof_enabled", 1)):
+        warnings.append(NO_APPEND_ONLY_FILE)
+    policy = str(found.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        warnings.append(EVICTION.format(policy=policy))
+    return tuple(warnings)

@@ -1,0 +1,78 @@
+"""A service process that a test can saturate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+
+from shared.catalog import CatalogStore
+from shared.config import Settings
+from shared.redis_client import connect
+from tests.faults.processes import RedisProcess, ServiceProcess, machine
+from tests.service_support import ITEMS, SHOP, Publisher
+
+# The engine ranks PARALLEL requests at once, each in DELAY_S; PLACES requests may be with the service.
+PARALLEL, DELAY_S, PLACES = 2, 0.1, 12
+BATCH_PLACES = 6
+ASK: Final = json.dumps({"domain": SHOP, "user_id": "u1", "history": ["i1", "i2"], "count": 10}).encode()
+
+
+@dataclass
+class Stack:
+    """A service process that can be saturated, its Redis, and a client of that."""
+
+    settings: Settings
+    redis: RedisProcess
+    service: ServiceProcess
+    client: Redis
+
+    async def memory(self) -> float:
+        """Bytes of the service."""
+        return float(self.service.process.memory_info().rss)
+
+    async def rankings(self) -> float:
+        """How many are in the engine, or wait for it."""
+        connection = await self.service.connect()
+        text = (await connection.get("/metrics"))[1].decode()
+        connection.close()
+        (value,) = re.findall(r"^evorec_rankings_running (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+
+@asynccontextmanager
+async def saturable() -> AsyncIterator[Stack]:
+    limits = {"max_concurrent_requests": PLACES, "max_concurrent_batches": BATCH_PLACES}
+    with machine(**limits) as settings:
+        redis = RedisProcess(settings)
+        service = ServiceProcess(settings, FAKE_DELAY_S=str(DELAY_S), FAKE_PARALLEL=str(PARALLEL))
+        try:
+            redis.start()
+            async with connect(settings) as client:
+                await CatalogStore(client).put(SHOP, ITEMS)
+                name = await Publisher(client, settings).publish()
+                service.start()
+                await service.listening()
+                stack = Stack(settings, redis, service, client)
+                await _served_by(stack, name)
+                yield stack
+        finally:
+            service.kill()
+            redis.kill()
+
+
+async def _served_by(stack: Stack, name: str) -> None:
+    connection = await stack.service.connect()
+    async with asyncio.timeout(60):
+        while True:
+            answer = json.loads((await connection.post("/recommend", ASK))[1])
+            if (answer["adapter"], answer["degraded"]) == (name, False):
+                break
+            await asyncio.sleep(0.05)
+    connection.close()
