@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from shared.errors import EvorecError
@@ -145,7 +146,17 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     title = HTTPStatus(error.status_code).phrase
     detail = error.detail if error.detail != title else f"{request.method} {request.scope['path'][:MAX_TEXT]}"
-    return problem(request, error.status_code, title, detail, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))
+    return problem(request, error.status_code, title, detail, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path takes, over all of its routes; Starlette's own answer knows the first one alone."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    own = [route.methods or () for route in routes if isinstance(route, Route) and route.path == routes[0].path]
+    return sorted({method for methods in own for method in methods})
 
 
 def _on_redis_error(request: Request, error: Exception) -> Response:

@@ -21,7 +21,7 @@ from service.audit import AuditRecord
 from shared.errors import InvalidInput
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
-from shared.redis_keys import validate_domain
+from shared.redis_keys import DOMAIN_PATTERN, validate_domain
 from shared.refusals import Refusal
 
 MAX_CANDIDATES = 100
@@ -61,8 +61,16 @@ def _unix_seconds(value: object) -> object:
         raise ValueError("is out of range") from None
 
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID), AfterValidator(_identifier)]
-DomainName = Annotated[str, AfterValidator(_domain)]
+# The validators speak more plainly than a pattern's error would; the document has the patterns.
+Identifier = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_ID),
+    AfterValidator(_identifier),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_ID, "pattern": r"^[^\u0000-\u001f\u007f]+$"}),
+]
+DomainName = Annotated[
+    str, AfterValidator(_domain), WithJsonSchema({"type": "string", "pattern": f"^{DOMAIN_PATTERN}$"})
+]
 Timestamp = Annotated[
     FiniteFloat,
     Field(ge=0, le=MAX_UNIX_S),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Request
 
 from service.audit import decided
 from service.auth import Scope
@@ -64,6 +64,9 @@ async def erase_user(
     user_id: UserPath, request: Request, services: ServicesDep, domain: DomainQuery = None
 ) -> ErasureAnswer:
     """Erases the user from history, log and archive, and names the adapter versions that learned from them."""
+    if user_id.endswith("/history") and request.scope["raw_path"].endswith(b"/history"):
+        # A user id with a slash comes with %2F; this is the history's own path, which has no DELETE.
+        raise HTTPException(405)
     decided(request.state, domain=services.domain(domain), erased_user=user_id)
     name = await services.known_domain(domain)
     versions = await services.registry.versions(name)
