@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from evolver.backend import Backend, open_backend
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis, redis_folder, socket_url
@@ -76,14 +78,19 @@ class DoomedRedis:
         assert process.returncode == 0, notes.decode()
         return json.loads(answer)
 
-    async def killed(self, what: str, after_s: float) -> bool:
-        """The work of `tests.faults.archive_process`, killed so long after its begin; False where it had ended."""
+    async def killed(self, what: str, after_s: float, *, at_file: int | None = None) -> bool:
+        """The work of `tests.faults.archive_process`, killed so long after its begin; False where it had ended.
+
+        `at_file`: killed as soon as that many files, staged or not, have come into being in the archive.
+        """
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.faults.archive_process", what, SHOP,
             env=self.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         assert process.stdout is not None
         assert await process.stdout.readline() == b"begin\n", (await process.communicate())[1].decode()
+        if at_file is not None:
+            await asyncio.to_thread(self._kill_at_file, process.pid, at_file)
         try:
             await asyncio.wait_for(process.wait(), after_s)
         except TimeoutError:
@@ -91,6 +98,16 @@ class DoomedRedis:
         _, notes = await process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), notes.decode()
         return process.returncode != 0
+
+    def _kill_at_file(self, pid: int, number: int) -> None:
+        """Within a file's write, with luck: it takes a few milliseconds, a look at the folders a fraction of one."""
+        folder = self.settings.state_dir / "artifacts" / SHOP / "archive"
+        process = psutil.Process(pid)
+        before, seen = set(folder.glob("[0-9]*/*")), set[Path]()
+        while len(seen) < number and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            seen |= {path for path in [*folder.glob("[0-9]*/*"), *folder.glob("[0-9]*/.*")] if path not in before}
+        if len(seen) >= number:
+            os.kill(pid, signal.SIGKILL)
 
 
 _PASSED = ("state_dir", "partitions", "kept_versions", "max_history", "event_id_ttl_s", "base_model")

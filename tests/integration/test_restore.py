@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from shared.archive_files import Span
 from shared.config import Settings
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.popularity import PopularityStore
+from shared.redis_client import connect
 from shared.redis_keys import PartitionKeys
 from shared.restore import Restored, Restorer
 from shared.stream import order_of
@@ -175,22 +177,24 @@ async def test_who_is_erased_meanwhile_stays_erased(redis: Redis, world: World) 
     before = [event for event in await world.streamed() if event.user_id not in ("u1", "u2")]
     await redis.flushdb()
     await world.eraser.erase(BEAUTY, UserId("u1"))  # before, and again in the middle
-    erased = False
+    begun = False
 
     async def erase() -> None:
-        await world.eraser.erase(BEAUTY, UserId("u2"))
-        await world.log.append(BEAUTY, [interaction("u2", "back", 1e6)])
-
-    tasks: list[asyncio.Task[None]] = []
+        client = connect(world.settings)
+        other = World(client, world.settings)
+        await other.eraser.erase(BEAUTY, UserId("u2"))
+        await other.log.append(BEAUTY, [interaction("u2", "back", 1e6)])
+        await client.aclose()
 
     def at_the_first_batch(_: int) -> None:
-        nonlocal erased
-        if not erased:
-            erased = True
-            tasks.append(asyncio.create_task(erase()))
+        nonlocal begun
+        if not begun:
+            begun = True
+            thread = threading.Thread(target=lambda: asyncio.run(erase()))
+            thread.start()
+            thread.join()
 
     await restorer(world, redis).restore(BEAUTY, at_the_first_batch)
-    await asyncio.gather(*tasks)
     streamed = await world.streamed()
     assert [event for event in streamed if event.item_id != "back"] == before
     assert [event.item_id for event in await world.history.get(BEAUTY, UserId("u2"))] == ["back"]
