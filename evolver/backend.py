@@ -13,6 +13,7 @@ from shared import redis_client
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.registry import Registry
@@ -31,20 +32,23 @@ class Backend:
     artifacts: ArtifactStore
     registry: Registry
     evolutions: EvolutionStore
+    dead_letters: DeadLetters
 
     @classmethod
     def over(cls, redis: Redis, settings: Settings) -> Self:
         """The stores over an existing client."""
         artifacts = ArtifactStore(settings)
+        dead_letters = DeadLetters(redis)
         return cls(
             settings=settings,
             redis=redis,
             log=InteractionLog(redis, settings),
-            history=HistoryStore(redis, settings),
+            history=HistoryStore(redis, settings, dead_letters),
             catalog=CatalogStore(redis),
             artifacts=artifacts,
             registry=Registry(redis, artifacts),
             evolutions=EvolutionStore(redis),
+            dead_letters=dead_letters,
         )
 
 

@@ -26,6 +26,7 @@ from service.routes import adapters, evolutions, health, interactions, items, me
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
 from shared.metrics import Metrics
@@ -141,6 +142,7 @@ def _open(
         catalog=catalog,
         registry=registry,
         evolutions=EvolutionStore(redis),
+        dead_letters=DeadLetters(redis),
         queue=queue or CeleryQueue(settings),
         host=host,
         adapters=manager,

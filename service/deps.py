@@ -18,6 +18,7 @@ from service.recommend import Recommender
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
@@ -42,6 +43,7 @@ class Services:
     catalog: CatalogStore
     registry: Registry
     evolutions: EvolutionStore
+    dead_letters: DeadLetters
     queue: EvolutionQueue
     host: EngineHost
     adapters: AdapterManager

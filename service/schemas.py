@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from shared.dead_letters import DeadLetter
 from shared.errors import InvalidInput
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
@@ -282,6 +283,11 @@ class EvolveAnswer(BaseModel):
 
 class EvolutionsAnswer(BaseModel):
     evolutions: list[Evolution] = Field(description="Newest first")
+
+
+class DeadLettersAnswer(BaseModel):
+    domain: str
+    dead_letters: list[DeadLetter] = Field(description="Newest first")
 
 
 class ReplicaAdapter(BaseModel):

@@ -80,6 +80,11 @@ class ArtifactStore:
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cache = settings.state_dir.absolute() / "artifact-cache"
 
+    @property
+    def place(self) -> Path:
+        """Where this machine writes: the store itself, or what is to be uploaded to it."""
+        return Path(self._root) if self._local else self._cache
+
     def stage(self, domain: DomainId, name: AdapterName) -> StagedArtifact:
         self._refuse_existing(domain, name)
         # Locally in the domain's own folder: a rename is atomic within one file system alone.
@@ -259,7 +264,11 @@ def _sync_tree(folder: Path) -> None:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.write_bytes(content)
-    _sync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # of a full disk it would take its share for ever
+        raise
     _sync(path.parent)

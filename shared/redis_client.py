@@ -25,6 +25,8 @@ def connect(settings: Settings) -> Redis:
     pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
         decode_responses=True,
+        # One stray byte in one record must not make a whole page of them unreadable.
+        encoding_errors="surrogateescape",
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=3),
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,

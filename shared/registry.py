@@ -303,10 +303,10 @@ class Registry:
             args=[*plain, fencing_token, manifest, *(considered or [])],
         )
         _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
-        await self._record_moves(domain)
+        await self.record_moves(domain)
 
-    async def _record_moves(self, domain: DomainId) -> None:
-        """Writes what the outbox holds to the artifact store; what could not be written goes with the next move."""
+    async def record_moves(self, domain: DomainId) -> None:
+        """Writes what the outbox holds to the artifact store; what cannot be written waits for the next call."""
         outbox = DomainKeys(domain).move_outbox
         for record in map(text, await self._redis.lrange(outbox, 0, -1)):
             try:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
 from rich.table import Table
+from rich.text import Text
 
 from deploy.client import DomainVersions
+from shared.dead_letters import DeadLetter
 from shared.evolutions import Evolution
 from shared.manifest import Manifest, Metrics
+from shared.types import DomainId
 
 GROUPS = ("U_A", "U_I", "U")
+RAW_SHOWN = 80  # characters
 
 
 def evolution_table(evolution: Evolution) -> Table:
@@ -43,6 +50,21 @@ def adapters_table(domains: list[DomainVersions]) -> Table:
         for manifest in entry.versions:
             aliases = ", ".join(name for name, version in entry.aliases.items() if version == manifest.name)
             table.add_row(entry.domain, manifest.name, aliases, *_version_cells(manifest))
+    return table
+
+
+def dead_letters_table(domain: DomainId, letters: Sequence[DeadLetter]) -> Table:
+    """What was set aside, newest first. Everything in it may come from outside: nothing is read as markup."""
+    table = Table(title=f"Dead letters of {domain}", title_justify="left")
+    for column in ("at", "evolution", "what", "reason", "raw"):
+        table.add_column(column, no_wrap=column == "at")
+    for letter in letters:
+        at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        ids = {"stream": letter.stream_id, "user": letter.user_id, "item": letter.item_id}
+        what = ", ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
+        raw = (letter.raw or "")[:RAW_SHOWN]
+        cells = (at, letter.evolution_id or "", what, letter.reason, raw)
+        table.add_row(*(Text("".join(char if char.isprintable() else "?" for char in cell)) for cell in cells))
     return table
 
 
