@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from shared.dead_letters import DeadLetter
 from shared.errors import EvorecError, Unavailable
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
@@ -153,6 +154,10 @@ class ServiceClient:
     async def adapters(self, domain: DomainId | None = None) -> list[DomainVersions]:
         answer = await self._call("GET", f"/admin/adapters?domain={domain}" if domain else "/admin/adapters")
         return [DomainVersions.model_validate(entry) for entry in answer["domains"]]
+
+    async def dead_letters(self, domain: DomainId, limit: int) -> list[DeadLetter]:
+        answer = await self._call("GET", f"/admin/dead-letters?domain={domain}&limit={limit}")
+        return [DeadLetter.model_validate(letter) for letter in answer["dead_letters"]]
 
     async def forgotten_events(self, domain: DomainId, user: UserId) -> frozenset[str]:
         """Ids of the user's interactions that the champion has forgotten."""

@@ -15,6 +15,7 @@ from shared.archive_files import ArchiveFiles
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
@@ -37,6 +38,7 @@ class Backend:
     eraser: Eraser
     registry: Registry
     evolutions: EvolutionStore
+    dead_letters: DeadLetters
 
     @classmethod
     def over(cls, redis: Redis, settings: Settings) -> Self:
@@ -44,11 +46,12 @@ class Backend:
         artifacts = ArtifactStore(settings)
         files = ArchiveFiles(artifacts)
         log = InteractionLog(redis, settings)
+        dead_letters = DeadLetters(redis)
         return cls(
             settings=settings,
             redis=redis,
             log=log,
-            history=HistoryStore(redis, settings),
+            history=HistoryStore(redis, settings, dead_letters),
             catalog=CatalogStore(redis),
             artifacts=artifacts,
             archive_files=files,
@@ -56,6 +59,7 @@ class Backend:
             eraser=Eraser(redis, settings, artifacts),
             registry=Registry(redis, artifacts),
             evolutions=EvolutionStore(redis),
+            dead_letters=dead_letters,
         )
 
 

@@ -21,11 +21,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from evolver import lease, publish, trigger, upkeep, window
 from evolver.backend import Backend, open_backend
-from evolver.inputs import Cancelled, ParentVersion, Pipeline, PipelineResult, Progress
+from evolver.inputs import Cancelled, ParentVersion, Pipeline, PipelineResult, PoisonUser, Progress
 from evolver.lease import Lease, LeaseHeld
 from evolver.monitor import Monitor, StopReason, ignore, never
 from evolver.window import Window
 from shared.config import Settings
+from shared.dead_letters import DeadLetter
+from shared.disk import room_in
 from shared.errors import EvorecError, LeaseLost, UnknownDomain
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest
@@ -35,6 +37,8 @@ from shared.types import DomainId, EvolutionId
 log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS: Final = 3
+MAX_POISON_USERS: Final = 20
+"""Users that one run leaves out at most."""
 _IN_PROCESS: Final = "in-process"
 
 
@@ -211,7 +215,7 @@ class _Run:
         if not read.n_interactions:
             return await self._rejected(read, "nothing to learn: no new positive interactions since the last version")
         self._monitor.check()
-        result, folder = await self._train(read, parent)
+        read, result, folder = await self._train_without_poison(read, parent)
         self._monitor.check()
         return await self._conclude(read, parent, result, folder, {**seconds, **result.stage_seconds})
 
@@ -250,22 +254,42 @@ class _Run:
         folder = await asyncio.to_thread(self._backend.artifacts.fetch, domain, champion)
         return ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
 
+    async def _train_without_poison(
+        self, read: Window, parent: ParentVersion | None
+    ) -> tuple[Window, PipelineResult, Path]:
+        """Train, again from the start without each user whose data make a step fail.
+
+        Raises `EvorecError` where there are too many of those: then it is hardly the users' fault.
+        """
+        for _ in range(MAX_POISON_USERS + 1):
+            try:
+                return read, *await self._train(read, parent)
+            except PoisonUser as error:
+                log.exception("user_left_out", evolution=self._evolution.id, user=error.user_id)
+                letter = DeadLetter(reason=str(error), user_id=error.user_id, evolution_id=self._evolution.id)
+                await self._backend.dead_letters.add(self._evolution.domain, letter)
+                read, last = read.without(error.user_id), error
+        raise EvorecError(
+            f"gave up after leaving out {MAX_POISON_USERS} users whose data make a step fail; the last one: {last}"
+        )
+
     async def _train(self, read: Window, parent: ParentVersion | None) -> tuple[PipelineResult, Path]:
         _clear_work(self._backend.settings, self._evolution.id)  # what dead attempts left
         folder = _work_folder(self._backend.settings, self._evolution.id, self._lease.token)
-        folder.mkdir(parents=True)
         pipeline = self._surroundings.pipeline
         if pipeline is None:  # imported in a thread as well: half a minute without renewals would cost the lease
             pipeline = await asyncio.to_thread(load_pipeline)
-        result = await asyncio.to_thread(
-            pipeline,
-            read.inputs,
-            parent,
-            folder,
-            self._backend.settings,
-            self._monitor.progress,
-            self._monitor.should_stop,
-        )
+        with room_in(folder.parent):
+            folder.mkdir(parents=True)
+            result = await asyncio.to_thread(
+                pipeline,
+                read.inputs,
+                parent,
+                folder,
+                self._backend.settings,
+                self._monitor.progress,
+                self._monitor.should_stop,
+            )
         return result, folder
 
     async def _conclude(

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,26 @@ ShouldStop = Callable[[], bool]
 
 class Cancelled(Exception):
     """The evolution was cancelled; nothing of it may be published."""
+
+
+class PoisonUser(Exception):
+    """Something in this user's data makes a step fail; the evolution goes on without them."""
+
+    def __init__(self, user_id: UserId, reason: str) -> None:
+        super().__init__(f"user {user_id!r}: {reason}")
+        self.user_id = user_id
+        self.reason = reason
+
+
+@contextmanager
+def working_on(user_id: UserId) -> Iterator[None]:
+    """Work that concerns one user alone: what goes wrong in it is that user's data's fault (`PoisonUser`)."""
+    try:
+        yield
+    except (Cancelled, PoisonUser, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise PoisonUser(user_id, f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +68,17 @@ class EvolutionInputs:
         """U_A, in the order of `histories`."""
         window = self.window_event_ids
         return tuple(user for user, events in self.histories.items() if any(e.event_id in window for e in events))
+
+    def without(self, user_id: UserId) -> EvolutionInputs:
+        """The same, as if the user had never been there."""
+        histories = {user: events for user, events in self.histories.items() if user != user_id}
+        theirs = {event.event_id for event in self.histories.get(user_id, ())}
+        return replace(
+            self,
+            histories=histories,
+            window_event_ids=self.window_event_ids - theirs,
+            panel=self.panel - {user_id},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +116,7 @@ class PipelineResult:
 
 class Pipeline(Protocol):
     """`evolver.pipeline.run_pipeline`, or a fast stand-in of the tests: a synchronous function that writes the
-    version's files (adapter, retriever, forgotten set) into `out`. Raises `Cancelled`."""
+    version's files (adapter, retriever, forgotten set) into `out`. Raises `Cancelled` and `PoisonUser`."""
 
     def __call__(
         self,

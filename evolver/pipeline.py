@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import torch
 from evolver.batches import build_prompt, make_example
 from evolver.evaluate import gain, paired_interval
 from evolver.forget import KEPT_NEWEST, CurrentSequence, outdated
-from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult, Progress, ShouldStop
+from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult, Progress, ShouldStop, working_on
 from evolver.locate import Location, locate
 from evolver.lora import TARGET_MODULES, decoder_layers, load_with_lora, lora_parameters, save_lora
 from evolver.retriever_training import finetune_retriever, train_retriever
@@ -37,6 +38,7 @@ from evolver.scoring import (
 from evolver.splits import Split, decayed_popularity, filtered, item_sequence, split
 from evolver.update import Labelled, UpdateConfig, UpdateResult, update
 from shared.config import Settings
+from shared.disk import room_in
 from shared.forgotten import ForgottenSet
 from shared.manifest import Gate
 from shared.prompt import Prompt, PromptBuilder, candidate_order
@@ -46,6 +48,8 @@ from shared.types import ItemId, UserId
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+BYTES_PER_WEIGHT = 4  # float32
 
 
 def run_pipeline(
@@ -137,10 +141,12 @@ class _Run:
             version = Version(model, index, forgetting.forgotten)
             weights = self._blend(version)
             after = self._evaluate(version, weights)
-        save_lora(model, out)
-        forgetting.retriever.save(out)
-        forgetting.forgotten.save(out)
         sizes = [(layer, parameter.numel()) for layer, _, parameter in lora_parameters(model)]
+        in_retriever = sum(value.numel() for value in forgetting.retriever.state_dict().values())
+        with room_in(out, needed=BYTES_PER_WEIGHT * (in_retriever + sum(size for _, size in sizes))):
+            save_lora(model, out)
+            forgetting.retriever.save(out)
+            forgetting.forgotten.save(out)
         return PipelineResult(
             located_layers=location.layers,
             layer_votes=location.votes,
@@ -207,26 +213,33 @@ class _Run:
         with.
         """
         everything = range(len(decoder_layers(model)))
-        users = [user for user in self._sample(self._split.trainable & self._split.active) if self._old_events(user)]
+        sampled = self._sample(self._split.trainable & self._split.active)
+        index = self._parent_index
+        pairs = (self._old_and_new(index, user) for user in sampled if self._old_events(user))
         if self._parent is None:
             return Location(tuple(everything), (0,) * len(everything), (1.0,) * len(everything))
-        if not users:
+        votes = [*islice((pair for pair in pairs if pair is not None), self._settings.max_located_users)]
+        if not votes:
             # Nobody can vote: the top layers, nearest to the answer, and still no more than may be trained.
             k = max(1, 3 * len(everything) // 10)
             return Location(tuple(everything[-k:]), (0,) * len(everything), (1.0,) * len(everything))
-        index = self._parent_index
-        old, new = zip(
-            *(self._old_and_new(index, user) for user in users[: self._settings.max_located_users]), strict=True
-        )
+        old, new = zip(*votes, strict=True)
         return locate(model, old, new, on_batch=self._stages.report)
 
-    def _old_and_new(self, index: RetrieverIndex, user: UserId) -> tuple[Prompt, Prompt]:
-        """The prompts before and after the window, with the candidates that the new history retrieves."""
+    def _old_and_new(self, index: RetrieverIndex, user: UserId) -> tuple[Prompt, Prompt] | None:
+        """The prompts before and after the window, with the candidates that the new history retrieves.
+
+        None for a user who has seen the whole catalog.
+        """
         known = self._known
-        old = filtered(known, user, self._old_events(user))
-        new = filtered(known, user, self._split.visible[user])
-        candidates = self._served_candidates(index, user, new)
-        return build_prompt(self._builder, index, old, candidates), build_prompt(self._builder, index, new, candidates)
+        with working_on(user):
+            old = filtered(known, user, self._old_events(user))
+            new = filtered(known, user, self._split.visible[user])
+            candidates = self._served_candidates(index, user, new)
+            if not candidates:
+                return None
+            before, after = (build_prompt(self._builder, index, history, candidates) for history in (old, new))
+            return before, after
 
     # -- forget -------------------------------------------------------------------------------------------------------
 
@@ -239,7 +252,10 @@ class _Run:
                 items, sequences, epochs=self._settings.retriever_epochs, seed=seed, on_step=report
             )
             return _Forgetting(retriever, known, 0, 0.0)
-        windows = {user: self._window_positions(user, known) for user in sequences}
+        windows = {}
+        for user in sequences:
+            with working_on(user):
+                windows[user] = self._window_positions(user, known)
         retriever = finetune_retriever(
             self._parent_retriever,
             items,
@@ -255,9 +271,10 @@ class _Run:
     def _outdated(self, retriever: Retriever, known: ForgottenSet) -> _Forgetting:
         current, events = {}, {}
         for user in sorted(self._split.active):
-            events[user] = known.filter(user, self._split.visible[user])
-            n_old = sum(event.event_id not in self._inputs.window_event_ids for event in events[user])
-            current[user] = CurrentSequence(item_sequence(events[user]), n_old)
+            with working_on(user):
+                events[user] = known.filter(user, self._split.visible[user])
+                n_old = sum(event.event_id not in self._inputs.window_event_ids for event in events[user])
+                current[user] = CurrentSequence(item_sequence(events[user]), n_old)
         gone = outdated(retriever, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
@@ -311,28 +328,30 @@ class _Run:
         return examples
 
     def _labelled(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId], target: ItemId) -> Labelled:
-        own = frozenset(item_sequence(self._split.visible[user]))
-        example = make_example(
-            user,
-            history,
-            target,
-            index,
-            self._pool,
-            n_candidates=self._settings.rank_candidates,
-            own=own,
-            seed=self._inputs.seed,
-        )
-        return Labelled(build_prompt(self._builder, index, history, example.candidates), example.target_index)
+        with working_on(user):
+            example = make_example(
+                user,
+                history,
+                target,
+                index,
+                self._pool,
+                n_candidates=self._settings.rank_candidates,
+                own=frozenset(item_sequence(self._split.visible[user])),
+                seed=self._inputs.seed,
+            )
+            return Labelled(build_prompt(self._builder, index, history, example.candidates), example.target_index)
 
     def _inactive_prompts(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Prompt]:
         """What inactive users would be asked now: their histories and retrieved candidates."""
         users = self._sample(self._split.trainable - self._split.active)[: self._settings.max_train_examples // 4]
-        histories = {user: filtered(forgotten, user, self._split.visible[user]) for user in users}
-        return [
-            build_prompt(self._builder, index, history, self._served_candidates(index, user, history))
-            for user, history in histories.items()
-            if history
-        ]
+        prompts = []
+        for user in users:
+            with working_on(user):
+                history = filtered(forgotten, user, self._split.visible[user])
+                candidates = self._served_candidates(index, user, history)
+                if history and candidates:
+                    prompts.append(build_prompt(self._builder, index, history, candidates))
+        return prompts
 
     # -- what the steps share -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from evolver.lease import Lease
 from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
+from shared.disk import room_in
 from shared.errors import EvorecError, InvalidArtifact, NotFound
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
@@ -103,8 +104,14 @@ async def store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
 
 
 def _store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
-    with backend.artifacts.stage(manifest.domain, manifest.name) as staged:
-        shutil.copytree(files, staged.path, dirs_exist_ok=True)
+    with (
+        room_in(backend.artifacts.place),
+        backend.artifacts.stage(manifest.domain, manifest.name) as staged,
+    ):
+        for file in (path for path in files.rglob("*") if path.is_file()):
+            target = staged.path / file.relative_to(files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)  # copytree would gather errors into one without a number
         return staged.commit(manifest)
 
 

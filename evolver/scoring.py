@@ -12,9 +12,10 @@ import numpy as np
 
 from evolver.batches import build_prompt, score_prompts
 from evolver.evaluate import POPULARITY_POWER, Case, draw_candidates, gain, rank_of, summarise
+from evolver.inputs import working_on
 from evolver.splits import Target, filtered, item_sequence
 from shared.forgotten import ForgottenSet
-from shared.prompt import PromptBuilder, candidate_order
+from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.ranking import BlendWeights, blend
 from shared.retriever import RetrieverIndex
 from shared.types import ItemId, UserId
@@ -67,21 +68,22 @@ def make_cases(
 
 
 def _case(target: Target, pool: Sequence[ItemId], weights: np.ndarray, seed: int) -> Case:
-    own = frozenset(item_sequence(target.before))
-    drawn = draw_candidates(target.user_id, target.item_id, own, pool, weights, seed=seed)
-    return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
+    with working_on(target.user_id):
+        own = frozenset(item_sequence(target.before))
+        drawn = draw_candidates(target.user_id, target.item_id, own, pool, weights, seed=seed)
+        return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
 
 
 def retrieved_cases(version: Version, targets: Sequence[Target], k: int) -> list[tuple[Target, Case]]:
     """The whole pipeline's candidates: the retriever's top k over the catalog, what the user has seen excluded."""
     cases = []
     for target in targets:
-        history = filtered(version.forgotten, target.user_id, target.before)
-        seen = frozenset(item_sequence(target.before))
-        found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
-        cases.append(
-            (target, Case(target.user_id, target.item_id, tuple(candidate_order(found, target.user_id)), target.active))
-        )
+        with working_on(target.user_id):
+            history = filtered(version.forgotten, target.user_id, target.before)
+            seen = frozenset(item_sequence(target.before))
+            found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
+            order = tuple(candidate_order(found, target.user_id))
+            cases.append((target, Case(target.user_id, target.item_id, order, target.active)))
     return cases
 
 
@@ -92,26 +94,47 @@ def score_cases(
     popularity: Mapping[ItemId, float],
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> list[Scored]:
-    """Every expert's scores for every case; a target outside the candidates gets index -1."""
+    """Every expert's scores for every case; a target outside the candidates gets index -1. A user who has seen the
+    whole catalog has no candidates, hence no scores.
+    """
     histories = [filtered(version.forgotten, target.user_id, target.before) for target, _ in cases]
     if version.model is None:
         llm = [[0.0] * len(case.candidates) for _, case in cases]
     else:
-        prompts = [
-            build_prompt(builder, version.index, h, case.candidates)
-            for h, (_, case) in zip(histories, cases, strict=True)
-        ]
-        llm = score_prompts(version.model, prompts, builder.label_ids, on_batch=on_batch)
+        prompts = {
+            number: _prompt(builder, version.index, history, case)
+            for number, (history, (_, case)) in enumerate(zip(histories, cases, strict=True))
+            if case.candidates
+        }
+        scores = score_prompts(version.model, [*prompts.values()], builder.label_ids, on_batch=on_batch)
+        of_case = dict(zip(prompts, scores, strict=True))
+        llm = [of_case.get(number, []) for number in range(len(cases))]
     return [
-        Scored(
+        _scored(version.index, history, case, logprobs, popularity)
+        for history, (_, case), logprobs in zip(histories, cases, llm, strict=True)
+    ]
+
+
+def _prompt(builder: PromptBuilder, index: RetrieverIndex, history: Sequence[ItemId], case: Case) -> Prompt:
+    with working_on(case.user_id):
+        return build_prompt(builder, index, history, case.candidates)
+
+
+def _scored(
+    index: RetrieverIndex,
+    history: Sequence[ItemId],
+    case: Case,
+    logprobs: Sequence[float],
+    popularity: Mapping[ItemId, float],
+) -> Scored:
+    with working_on(case.user_id):
+        return Scored(
             case,
             case.candidates.index(case.target) if case.target in case.candidates else -1,
             tuple(logprobs),
-            tuple(version.index.scores(history, case.candidates)),
+            tuple(index.scores(history, case.candidates)) if case.candidates else (),
             tuple(popularity.get(item, 0.0) for item in case.candidates),
         )
-        for history, (_, case), logprobs in zip(histories, cases, llm, strict=True)
-    ]
 
 
 def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:

@@ -125,6 +125,7 @@ async def tick(backend: Backend, enqueue: Enqueue, clock: Callable[[], float] = 
     enqueued: list[EvolutionId] = []
     for domain in await backend.catalog.domains():
         try:
+            await backend.registry.record_moves(domain)  # what a full disk or a crash has left unrecorded
             evolution = await _next_evolution(backend, domain, clock())
             if evolution is not None and await _claim(backend, evolution):
                 log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)

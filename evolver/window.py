@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Final, Self
 
 from evolver.backend import Backend
 from evolver.inputs import EvolutionInputs
@@ -29,6 +29,15 @@ class Window:
     ranges: StreamRanges
     n_interactions: int
     n_active_users: int
+
+    @classmethod
+    def of(cls, inputs: EvolutionInputs, ranges: StreamRanges) -> Self:
+        """The window of these inputs, counted."""
+        return cls(inputs, ranges, len(inputs.window_event_ids), len(inputs.active_users()))
+
+    def without(self, user_id: UserId) -> Self:
+        """The same stream range, learned from without this user."""
+        return type(self).of(self.inputs.without(user_id), self.ranges)
 
     @property
     def until(self) -> StreamPositions:
@@ -91,12 +100,7 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         panel=frozenset(user for user in histories if in_panel(user, settings.panel_share)),
         seed=seed,
     )
-    return Window(
-        inputs=inputs,
-        ranges=bounds.ranges(),
-        n_interactions=len(inputs.window_event_ids),
-        n_active_users=len(inputs.active_users()),
-    )
+    return Window.of(inputs, bounds.ranges())
 
 
 def sample_inactive(

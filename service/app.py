@@ -34,6 +34,7 @@ from service.store_guard import StoreGuard
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
@@ -173,6 +174,7 @@ def _open(
         refusals=refusals,
         evolutions=EvolutionStore(redis),
         audit=AuditLog(redis),
+        dead_letters=DeadLetters(redis),
         queue=queue or CeleryQueue(settings),
         host=host,
         adapters=manager,

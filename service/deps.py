@@ -22,6 +22,7 @@ from service.remembered import RememberedHistories
 from service.schemas import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.erasure import Eraser
 from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
@@ -51,6 +52,7 @@ class Services:
     refusals: RefusalStore
     evolutions: EvolutionStore
     audit: AuditLog
+    dead_letters: DeadLetters
     queue: EvolutionQueue
     host: EngineHost
     adapters: AdapterManager

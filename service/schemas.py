@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from service.audit import AuditRecord
+from shared.dead_letters import DeadLetter
 from shared.errors import InvalidInput
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
@@ -293,6 +294,11 @@ class EvolveAnswer(BaseModel):
 
 class EvolutionsAnswer(BaseModel):
     evolutions: list[Evolution] = Field(description="Newest first")
+
+
+class DeadLettersAnswer(BaseModel):
+    domain: str
+    dead_letters: list[DeadLetter] = Field(description="Newest first")
 
 
 class ReplicaAdapter(BaseModel):

@@ -90,6 +90,11 @@ class ArtifactStore:
         self._local = isinstance(self._fs, LocalFileSystem)
         self._cache = settings.state_dir.absolute() / "artifact-cache"
 
+    @property
+    def place(self) -> Path:
+        """Where this machine writes: the store itself, or what is to be uploaded to it."""
+        return Path(self._root) if self._local else self._cache
+
     def stage(self, domain: DomainId, name: AdapterName) -> StagedArtifact:
         self._refuse_existing(domain, name)
         # Locally in the domain's own folder: a rename is atomic within one file system alone.

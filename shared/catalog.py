@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import structlog
 from redis.asyncio import Redis
 from redis.typing import EncodableT, FieldT
 
+from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DOMAINS, DomainKeys
 from shared.types import DomainId, Item, ItemId
+
+log = structlog.get_logger(__name__)
 
 MAX_TEXT = 512
 # Control characters, halves of surrogate pairs (no encoding takes them), line and paragraph separators.
@@ -35,6 +39,7 @@ class CatalogStore:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._dead_letters = DeadLetters(redis)
 
     async def put(self, domain: DomainId, items: Sequence[Item]) -> int:
         """Inserts or replaces; returns how many distinct items that were. Texts are cleaned on the way in."""
@@ -49,8 +54,7 @@ class CatalogStore:
         return len(records)
 
     async def get(self, domain: DomainId, item_id: ItemId) -> Item | None:
-        record = maybe_text(await self._redis.hget(DomainKeys(domain).items, item_id))
-        return None if record is None else _decode(item_id, record)
+        return (await self.get_many(domain, [item_id])).get(item_id)
 
     async def get_many(self, domain: DomainId, item_ids: Sequence[ItemId]) -> dict[ItemId, Item]:
         """The items that exist, of those asked for, in the order asked for."""
@@ -58,7 +62,10 @@ class CatalogStore:
             return {}
         records = await self._redis.hmget(DomainKeys(domain).items, list(item_ids))
         pairs = zip(item_ids, map(maybe_text, records), strict=True)
-        return {item_id: _decode(item_id, record) for item_id, record in pairs if record is not None}
+        return {
+            item.item_id: item
+            for item in await self._decoded(domain, ((i, record) for i, record in pairs if record is not None))
+        }
 
     async def delete(self, domain: DomainId, item_id: ItemId) -> bool:
         """False where there was no such item."""
@@ -72,7 +79,20 @@ class CatalogStore:
     async def all(self, domain: DomainId) -> list[Item]:
         """The whole catalog, ordered by item id, so that everybody who numbers it numbers it alike."""
         records = await self._redis.hgetall(DomainKeys(domain).items)
-        return [_decode(ItemId(text(item_id)), text(record)) for item_id, record in sorted(records.items())]
+        pairs = ((ItemId(text(item_id)), text(record)) for item_id, record in sorted(records.items()))
+        return await self._decoded(domain, pairs)
+
+    async def _decoded(self, domain: DomainId, records: Iterable[tuple[ItemId, str]]) -> list[Item]:
+        """The items that can be read; the others become dead letters."""
+        items = []
+        for item_id, record in records:
+            try:
+                items.append(_decode(item_id, record))
+            except Unreadable as error:
+                letter = DeadLetter(reason=f"catalog entry: {error}", item_id=item_id, raw=record)
+                if await self._dead_letters.add(domain, letter):
+                    log.warning("catalog_entry_unreadable", domain=domain, reason=str(error))
+        return items
 
     async def size(self, domain: DomainId) -> int:
         return int(await self._redis.hlen(DomainKeys(domain).items))
@@ -102,4 +122,10 @@ def _encode(item: Item) -> str:
 
 
 def _decode(item_id: ItemId, record: str) -> Item:
-    return Item(item_id, **json.loads(record))
+    try:
+        item_id.encode()
+        item = Item(item_id, **json.loads(record))
+        (item.title + item.category + item.brand).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Unreadable(f"it is no item: {type(error).__name__}: {error}") from error
+    return item

@@ -69,6 +69,11 @@ class LeaseLost(Conflict):
     title = "The evolution's lease was lost"
 
 
+class DiskFull(EvorecError):
+    status = 507
+    title = "The disk is full"
+
+
 class InvalidArtifact(EvorecError):
     """An adapter version whose files fail their checksums, shapes or manifest."""
 

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.redis_client import text, texts
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import FIELD, PAGE, decode
 from shared.types import DomainId, Interaction, UserId
 
+log = structlog.get_logger(__name__)
+
 PIPELINE = 1000
+_ORDER = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 # KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased.
 # ARGV: user.  -> ids of the entries removed
 # A member starts with its zero-padded stream id, "000001719230000000-0000000003"... up to the first '|'.
 ERASE = """
 local ids = {}
-for i, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local ms, seq = string.match(member, '^0*(%d+)%-0*(%d+)|')
-  ids[i] = ms .. '-' .. seq
-  redis.call('XDEL', KEYS[2], ids[i])
-  redis.call('XDEL', KEYS[5], ids[i])
+  if ms then
+    ids[#ids + 1] = ms .. '-' .. seq
+    redis.call('XDEL', KEYS[2], ids[#ids])
+    redis.call('XDEL', KEYS[5], ids[#ids])
+  end
 end
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
@@ -36,11 +44,16 @@ return ids
 
 
 class HistoryStore:
-    """Reads what `InteractionLog.append` writes, and erases it."""
+    """Reads what `InteractionLog.append` writes, and erases it.
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
+    An entry that cannot be read is left out with a warning, and becomes a dead letter where `dead_letters` is given:
+    those who answer requests only warn.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings, dead_letters: DeadLetters | None = None) -> None:
         self._redis = redis
         self._settings = settings
+        self._dead_letters = dead_letters
         self._erase = redis.register_script(ERASE)
 
     async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
@@ -56,8 +69,15 @@ class HistoryStore:
             for user_id in chunk:
                 pipe.zrange(self._keys(domain, user_id).history(user_id), 0, -1)
             for user_id, members in zip(chunk, await pipe.execute(), strict=True):
-                histories[user_id] = _history(members)
+                histories[user_id], unreadable = _history(members)
+                for member, reason in unreadable:
+                    await self._set_aside(domain, user_id, member, reason)
         return histories
+
+    async def _set_aside(self, domain: DomainId, user_id: UserId, member: str, reason: str) -> None:
+        letter = DeadLetter(reason=f"history entry: {reason}", user_id=user_id, raw=member)
+        if self._dead_letters is None or await self._dead_letters.add(domain, letter):
+            log.warning("history_entry_unreadable", domain=domain, reason=reason)
 
     async def users(self, domain: DomainId, limit: int | None = None) -> list[UserId]:
         """Users with an interaction, the most recently active first."""
@@ -74,8 +94,9 @@ class HistoryStore:
     async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
         """Removes the user's history and stream entries; the stream ids of what that was.
 
-        Popularity keeps their share: it is a sum over users and names none.
+        Popularity keeps their share: it is a sum over users and names none. Dead letters about the user go too.
         """
+        await DeadLetters(self._redis).erase(domain, user_id)
         keys = self._keys(domain, user_id)
         beyond_history = await self._erase_capped(keys, user_id)
         restore = [keys.restored, keys.restoring, keys.erased]
@@ -109,22 +130,31 @@ class HistoryStore:
         return PartitionKeys(domain, partition_of(user_id, self._settings.partitions))
 
 
-def _history(members: Iterable[str]) -> tuple[Interaction, ...]:
+def _history(members: Iterable[str]) -> tuple[tuple[Interaction, ...], list[tuple[str, str]]]:
+    """Each event once, and (member, reason) of what cannot be read."""
     # The first of two twins stays where it was; a dict keeps that order.
     events: dict[str, Interaction] = {}
-    for event in map(_event, members):
-        events.setdefault(event.event_id, event)
-    return tuple(events.values())
+    unreadable = []
+    for member in members:
+        try:
+            event = _event(member)
+        except Unreadable as error:
+            unreadable.append((member, str(error)))
+        else:
+            events.setdefault(event.event_id, event)
+    return tuple(events.values()), unreadable
 
 
 def _event(member: str) -> Interaction:
     order, _, payload = member.partition("|")
-    milliseconds, _, sequence = order.partition("-")
-    return decode(payload, f"{int(milliseconds)}-{int(sequence)}")
+    found = _ORDER.fullmatch(order)
+    if found is None:
+        raise Unreadable(f"{order!r:.60} is no stream id")
+    return decode(payload, f"{int(found[1])}-{int(found[2])}")
 
 
 def _is_of(user_id: UserId, fields: Any) -> bool:
     try:
-        return decode(fields[FIELD], "").user_id == user_id
-    except (ValueError, KeyError, TypeError):
+        return decode(str(fields.get(FIELD)), "").user_id == user_id
+    except Unreadable:
         return False

@@ -34,6 +34,8 @@ def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redi
     pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
         decode_responses=True,
+        # One stray byte in one record must not make a whole page of them unreadable.
+        encoding_errors="surrogateescape",
         retry=retry,
         socket_timeout=answer_within_s or SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,

@@ -94,11 +94,6 @@ class PartitionKeys:
         """Written after an append: a replica that has it has everything before it."""
         return self._key("barrier")
 
-    @property
-    def dead_letter(self) -> str:
-        """Hash: stream id -> entry that could not be read."""
-        return self._key("dead-letter")
-
     def history(self, user_id: UserId) -> str:
         return self._key(f"history:{user_id}")
 
@@ -211,6 +206,15 @@ class DomainKeys:
     def attempts(self, evolution_id: EvolutionId) -> str:
         """Counter with expiry: how often a worker has started this evolution."""
         return self._key(f"attempts:{evolution_id}")
+
+    @property
+    def dead_letters(self) -> str:
+        """Stream of what could not be read or learned from."""
+        return self._key("dead-letters")
+
+    def dead_letter_marker(self, digest: str) -> str:
+        """String with expiry: the letter with this digest has been written."""
+        return self._key(f"dead-letter:{digest}")
 
     @property
     def cancel_requests(self) -> str:

@@ -306,7 +306,7 @@ class Registry:
         await self.record_moves(domain)
 
     async def record_moves(self, domain: DomainId) -> None:
-        """Writes what the outbox holds to the artifact store; what could not be written goes with the next move."""
+        """Writes what the outbox holds to the artifact store; what cannot be written waits for the next call."""
         outbox = DomainKeys(domain).move_outbox
         for record in map(text, await self._redis.lrange(outbox, 0, -1)):
             try:

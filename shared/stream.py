@@ -12,6 +12,7 @@ import structlog
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.errors import NotReplicated
 from shared.popularity import log2_weight
 from shared.redis_client import text
@@ -25,6 +26,7 @@ PAGE = 1000
 APPEND_CHUNK = 500
 TRIM_CHUNK = 10_000
 FIELD = "e"
+MAX_TIMESTAMP = 253_402_300_800.0  # the year 10000
 
 # KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
 # ARGV: number of events, max_history, ttl, then per event: payload, timestamp, user, item,
@@ -127,18 +129,41 @@ def encode(interaction: Interaction) -> str:
 
 
 def decode(payload: str, stream_id: str) -> Interaction:
-    """ValueError, KeyError or TypeError where the payload is none of ours."""
-    record = json.loads(payload)
-    return Interaction(
-        event_id=record["id"],
-        user_id=UserId(record["user"]),
-        item_id=ItemId(record["item"]),
-        timestamp=float(record["at"]),
-        event_type=record["type"],
-        value=record.get("value"),
-        recommendation_id=record.get("recommendation"),
-        stream_id=stream_id,
-    )
+    """Unreadable where the payload is none of ours."""
+    try:
+        record = json.loads(payload)
+        timestamp = float(record["at"])
+        if not abs(timestamp) < MAX_TIMESTAMP:  # of NaN as well
+            raise Unreadable(f"its time {timestamp} is none")
+        return Interaction(
+            event_id=_text(record["id"]),
+            user_id=UserId(_text(record["user"])),
+            item_id=ItemId(_text(record["item"])),
+            timestamp=timestamp,
+            event_type=_text(record["type"]),
+            value=record.get("value"),
+            recommendation_id=record.get("recommendation"),
+            stream_id=stream_id,
+        )
+    except Unreadable:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise Unreadable(f"it is no interaction: {type(error).__name__}: {error}") from error
+
+
+def _user_of(payload: object) -> UserId | None:
+    """Whose event it is, where at least that can be read: erasure has to find it."""
+    try:
+        return UserId(_text(json.loads(str(payload))["user"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise Unreadable(f"{value!r:.100} is no text")
+    value.encode()  # UnicodeEncodeError, a ValueError, for half a character
+    return value
 
 
 def popularity_weight(event: Interaction, settings: Settings) -> float | str:
@@ -163,6 +188,7 @@ class InteractionLog:
         self._append = redis.register_script(APPEND)
         self._count_page = redis.register_script(COUNT_PAGE)
         self._floor = redis.register_script(FLOOR)
+        self._dead_letters = DeadLetters(redis)
 
     async def append(self, domain: DomainId, interactions: Sequence[Interaction]) -> Appended:
         """Adds what is new to stream, histories and popularity. Events without id get the hash of their content.
@@ -222,7 +248,8 @@ class InteractionLog:
     ) -> AsyncIterator[Interaction]:
         """Everything after `after`, up to and including `until`, partition by partition, in stream order.
 
-        A partition that is missing in `until` ends at its start. An event that was appended twice comes once.
+        A partition that is missing in `until` ends at its start. An event that was appended twice comes once. What
+        cannot be read becomes a dead letter.
         """
         for partition in sorted(until):
             keys = PartitionKeys(domain, partition)
@@ -268,14 +295,16 @@ class InteractionLog:
                 after = text(entry_id)
                 try:
                     # With decode_responses, which the annotations do not know, fields are strings.
-                    yield decode(str(fields[FIELD]), after)
-                except (ValueError, KeyError, TypeError) as error:
-                    await self._bury(keys, after, fields, error)
-
-    async def _bury(self, keys: PartitionKeys, stream_id: str, fields: object, error: Exception) -> None:
-        """One unreadable entry must not stop every evolution that comes after it."""
-        log.warning("unreadable stream entry", stream=keys.stream, stream_id=stream_id, error=repr(error))
-        await self._redis.hset(keys.dead_letter, stream_id, json.dumps(fields))
+                    yield decode(str(fields.get(FIELD)), after)
+                except Unreadable as error:
+                    letter = DeadLetter(
+                        reason=f"stream entry: {error}",
+                        stream_id=after,
+                        user_id=_user_of(fields.get(FIELD)),
+                        raw=json.dumps(fields, ensure_ascii=False),
+                    )
+                    if await self._dead_letters.add(keys.domain, letter):
+                        log.warning("stream_entry_unreadable", domain=keys.domain, stream_id=after, reason=str(error))
 
     async def tail(self, domain: DomainId) -> StreamPositions:
         """The newest stream id of every partition."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from rich.table import Table
+from rich.text import Text
 
 from deploy.client import DomainVersions
+from shared.dead_letters import DeadLetter
 from shared.evolutions import Evolution
 from shared.manifest import Manifest, Metrics
 from shared.rebuild import Found
@@ -14,6 +17,7 @@ from shared.registry import CHALLENGER, CHAMPION
 from shared.types import DomainId
 
 GROUPS = ("U_A", "U_I", "U")
+RAW_SHOWN = 80  # characters
 
 
 def evolution_table(evolution: Evolution) -> Table:
@@ -60,6 +64,21 @@ def rebuilt_table(rebuilt: Mapping[DomainId, Found]) -> Table:
         route = f"share {found.route.share:g}{', paused' if found.route.paused else ''}"
         names = (found.aliases.get(alias, "") for alias in (CHAMPION, CHALLENGER))
         table.add_row(domain, str(len(found.items)), str(len(found.versions)), *names, route)
+    return table
+
+
+def dead_letters_table(domain: DomainId, letters: Sequence[DeadLetter]) -> Table:
+    """What was set aside, newest first. Everything in it may come from outside: nothing is read as markup."""
+    table = Table(title=f"Dead letters of {domain}", title_justify="left")
+    for column in ("at", "evolution", "what", "reason", "raw"):
+        table.add_column(column, no_wrap=column == "at")
+    for letter in letters:
+        at = datetime.fromtimestamp(letter.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        ids = {"stream": letter.stream_id, "user": letter.user_id, "item": letter.item_id}
+        what = ", ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
+        raw = (letter.raw or "")[:RAW_SHOWN]
+        cells = (at, letter.evolution_id or "", what, letter.reason, raw)
+        table.add_row(*(Text("".join(char if char.isprintable() else "?" for char in cell)) for cell in cells))
     return table
 
 

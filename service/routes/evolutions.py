@@ -1,4 +1,4 @@
-"""Evolutions: start, watch, cancel."""
+"""Evolutions: start, watch, cancel; and what they could not learn from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
-from service.schemas import EvolutionsAnswer, EvolveAnswer, EvolveRequest
+from service.schemas import DeadLettersAnswer, EvolutionsAnswer, EvolveAnswer, EvolveRequest
 from shared.errors import Conflict, Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId
@@ -56,6 +56,15 @@ async def list_evolutions(
 async def get_evolution(evolution_id: str, services: ServicesDep) -> Evolution:
     """Stage, progress, what was located and forgotten, metrics before and after, why (not) published."""
     return await services.evolutions.get(evolution_id)
+
+
+@router.get("/dead-letters", responses=responses(401, 403, 404, 422, 503))
+async def list_dead_letters(
+    services: ServicesDep, domain: DomainQuery = None, limit: Annotated[int, Query(ge=1, le=1000)] = 50
+) -> DeadLettersAnswer:
+    """What could not be read or learned from, and why: stream, history and catalog entries, users. Newest first."""
+    name = await services.known_domain(domain)
+    return DeadLettersAnswer(domain=name, dead_letters=list(await services.dead_letters.newest(name, limit)))
 
 
 @router.delete("/evolutions/{evolution_id}", status_code=202, responses=responses(401, 403, 404, 409, 422, 503))

@@ -35,7 +35,7 @@ TIMEOUT_S: Final = 240.0
 def small_settings(folder: Path, *, weights: bool = True) -> Settings:
     """So small that an evolution takes seconds, so large that each of its stages can be seen and struck."""
     state = folder / "state"
-    state.mkdir()
+    state.mkdir(exist_ok=True)
     base = write_base(folder / "base")
     return make_settings(
         state_dir=state,
@@ -117,6 +117,7 @@ class Line:
 
         `known`: the versions before it.
         """
+        await self.quiet()
         backend, registry, artifacts = self.backend, self.backend.registry, self.backend.artifacts
         (made,) = await self.new_versions(known)
         before = {0: known[-1].range_end[0] if known else "0-0"}
@@ -137,11 +138,15 @@ class Line:
         }
         failed = [what for what, held in holds.items() if not held]
         assert not failed, f"{failed}: {done}, {made.name}\n{self.worker.log}"
-        await until(self._lease_is_free, "the lease")
-        return len(holds) + 1
+        return len(holds) + 1  # and the lease
 
-    async def _lease_is_free(self) -> bool:
-        return not await lease.is_held(self.backend.redis, SHOP)
+    async def quiet(self) -> None:
+        """Wait until the lease is free: the last thing that a run does, after its record is final."""
+
+        async def free() -> bool:
+            return not await lease.is_held(self.backend.redis, SHOP)
+
+        await until(free, "the lease")
 
     def staged(self) -> list[Path]:
         """What is being put into the artifact store."""
@@ -150,16 +155,20 @@ class Line:
     @property
     def folder(self) -> Path:
         """The domain's artifacts."""
-        return self.backend.settings.state_dir / "artifacts" / SHOP
+        return self.backend.artifacts.place / SHOP
 
 
 @asynccontextmanager
-async def open_line(folder: Path, rng: random.Random, *, real: bool = True) -> AsyncIterator[Line]:
+async def open_line(
+    folder: Path, rng: random.Random, *, real: bool = True, artifacts: Path | None = None
+) -> AsyncIterator[Line]:
     """A domain with interactions for its bootstrap and a worker that is not started yet.
 
     `folder` should have a short name: a Redis whose socket's path is too long gets another one at each start.
     """
     settings = small_settings(folder, weights=real)
+    if artifacts is not None:
+        settings = settings.model_copy(update={"artifacts_url": str(artifacts)})
     redis = EmbeddedRedis(settings)
     await asyncio.to_thread(redis.start)
     try:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
 
 from evolver import lease
 from evolver.backend import Backend
-from evolver.evolve import evolve_once
+from evolver.evolve import MAX_POISON_USERS, evolve_once
+from evolver.inputs import (
+    Cancelled,
+    EvolutionInputs,
+    ParentVersion,
+    PipelineResult,
+    PoisonUser,
+    Progress,
+    ShouldStop,
+    working_on,
+)
+from shared.config import Settings
 from shared.evolutions import EvolutionStatus
-from shared.types import AdapterName
+from shared.types import AdapterName, UserId
 from tests.integration.evolver_support import DOMAIN, USERS, fill, nothing_published, run
 from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
 
@@ -124,3 +141,59 @@ async def test_a_failure_in_the_pipeline_is_recorded_and_leaves_nothing(backend:
     assert evolution.error == "window: MemoryError: cannot allocate 12 GiB"
     assert await nothing_published(backend)
     assert not await lease.is_held(backend.redis, DOMAIN)
+
+
+async def test_a_user_whose_data_make_a_step_fail_is_left_out(backend: Backend) -> None:
+    await fill(backend)
+    poison = {USERS[3], USERS[11]}
+    evolution = await run(backend, Choking(poison))
+
+    assert evolution.status is EvolutionStatus.published
+    manifest = (await backend.registry.versions(DOMAIN))[0]
+    assert (manifest.n_active_users, manifest.n_interactions) == (len(USERS) - 2, 2 * len(USERS) - 4)
+    assert manifest.range_end == await backend.log.tail(DOMAIN)
+    letters = await backend.dead_letters.newest(DOMAIN, 10)
+    assert {letter.user_id for letter in letters} == poison
+    assert {letter.evolution_id for letter in letters} == {evolution.id}
+    assert all("ZeroDivisionError: division by zero" in letter.reason for letter in letters)
+    adapter = backend.artifacts.fetch(DOMAIN, manifest.name) / "adapter_model.safetensors"
+    assert not poison & set(json.loads(adapter.read_text())["learned"])
+
+
+async def test_too_many_such_users_fail_the_run(backend: Backend) -> None:
+    await fill(backend)
+    evolution = await run(backend, Choking(set(USERS)))
+
+    assert evolution.status is EvolutionStatus.failed
+    assert f"gave up after leaving out {MAX_POISON_USERS} users" in (evolution.error or "")
+    assert "division by zero" in (evolution.error or "")
+    assert await nothing_published(backend)
+
+
+def test_what_is_no_users_fault_is_not_laid_at_their_door() -> None:
+    for error in (Cancelled, MemoryError, OSError):
+        with pytest.raises(error), working_on(USERS[0]):
+            raise error
+    with pytest.raises(PoisonUser, match="user 'user-0': KeyError: 'x'"), working_on(USERS[0]):
+        raise KeyError("x")
+
+
+@dataclass(frozen=True)
+class Choking:
+    """The fast pipeline, which chokes on some users."""
+
+    on: Set[UserId]
+
+    def __call__(
+        self,
+        inputs: EvolutionInputs,
+        parent: ParentVersion | None,
+        out: Path,
+        settings: Settings,
+        progress: Progress,
+        should_stop: ShouldStop,
+    ) -> PipelineResult:
+        for user in inputs.histories:
+            with working_on(user):
+                assert 1 / (user not in self.on)
+        return FakePipeline()(inputs, parent, out, settings, progress, should_stop)

@@ -4,6 +4,7 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
@@ -74,3 +75,25 @@ async def test_an_erased_user_can_come_back(redis: Redis, redis_settings: Settin
     await history.erase(BEAUTY, U1)
     await log.append(BEAUTY, [interaction(item="old"), interaction(item="new")])
     assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["new"]
+
+
+async def test_what_cannot_be_read_is_left_out_and_does_not_stop_an_erasure(
+    redis: Redis, redis_settings: Settings
+) -> None:
+    letters = DeadLetters(redis)
+    log, history = InteractionLog(redis, redis_settings), HistoryStore(redis, redis_settings, letters)
+    await log.append(BEAUTY, [interaction("u1", "good")])
+    key = PartitionKeys(BEAUTY, 0).history(U1)
+    garbage: dict[str | bytes, float] = {"garbage": 1, b"000001-0000001|{\xff": 2, '000001-1|{"id":"e"}': 3}
+    await redis.zadd(key, garbage)  # type: ignore[type-var]
+    for _ in range(2):
+        assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["good"]
+    found = await letters.newest(BEAUTY, 10)
+    assert sorted((letter.user_id, letter.raw) for letter in found) == [
+        (U1, "000001-0000001|{\\udcff"),
+        (U1, '000001-1|{"id":"e"}'),
+        (U1, "garbage"),
+    ]
+    assert "1-1" in await history.erase(BEAUTY, U1)
+    assert not await redis.exists(key)
+    assert not await letters.newest(BEAUTY, 10)

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from shared.config import Settings
+from shared.dead_letters import DeadLetter, DeadLetters
 from shared.errors import Unavailable
 from shared.panel import in_panel
 from shared.types import UserId
@@ -30,6 +31,7 @@ RIGHTS = [
     ("POST", "/admin/evolve", {}, {"boss"}),
     ("GET", "/admin/evolutions", None, {"boss"}),
     ("GET", "/admin/adapters", None, {"boss"}),
+    ("GET", "/admin/dead-letters?domain=shop", None, {"boss"}),
     ("POST", "/admin/rollback", {}, {"boss"}),
     ("PUT", "/admin/routes", {"paused": False}, {"boss"}),
     ("GET", "/health/live", None, {"", "nobody", "reader", "writer", "boss"}),
@@ -130,3 +132,17 @@ async def test_metrics_count_by_route_not_by_path(running: Running) -> None:
     assert 'evorec_http_requests_total{method="GET",route="/items/{item_id:path}",status="404"} 3.0' in text
     assert 'route="unmatched",status="404"} 1.0' in text
     assert "secret" not in text
+
+
+async def test_dead_letters_newest_first(running: Running, redis: Redis) -> None:
+    letters = DeadLetters(redis)
+    for number in range(3):
+        await letters.add(SHOP, DeadLetter(reason=f"reason {number}", user_id=UserId("u"), raw="\udc80"))
+    assert not await letters.add(SHOP, DeadLetter(reason="reason 2", user_id=UserId("u"), raw="\udc80"))
+
+    answer = await running.http.get("/admin/dead-letters", params={"domain": SHOP, "limit": 2})
+
+    found = answer.json()["dead_letters"]
+    assert [letter["reason"] for letter in found] == ["reason 2", "reason 1"]
+    assert (found[0]["user_id"], found[0]["raw"], found[0]["evolution_id"]) == ("u", "\\udc80", None)
+    assert (await running.http.get("/admin/dead-letters", params={"domain": "nowhere"})).status_code == 404

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.config import Settings
+from shared.dead_letters import DeadLetters
 from shared.history import HistoryStore
 from shared.popularity import PopularityStore
 from shared.redis_keys import PartitionKeys, partition_of
@@ -182,16 +183,35 @@ async def test_only_positive_events_count_as_popular(redis: Redis, redis_setting
     assert await PopularityStore(redis, redis_settings).top(BEAUTY, 10) == [("bought", 1.0)]
 
 
+GARBAGE: list[dict[str, str | bytes]] = [
+    {"e": "{broken"},
+    {"other": "field"},
+    {"e": b"\xff\xfe no text"},
+    {"e": "[" * 50_000},
+    {"e": "[1, 2]"},
+    {"e": '{"id":"e","user":"u1","item":"i1","at":NaN,"type":"purchase"}'},
+    {"e": '{"id":"e","user":"u1","item":"i1","at":1e300,"type":"purchase"}'},
+    {"e": '{"id":"e","user":["u1"],"item":"i1","at":1,"type":"purchase"}'},
+    {"e": '{"id":"e","user":"\\ud800","item":"i1","at":1,"type":"purchase"}'},
+    {"e": f'{{"id":"e","user":"u1","item":"i1","at":1{"0" * 400},"type":"purchase"}}'},
+]
+
+
 async def test_an_unreadable_entry_is_set_aside(redis: Redis, redis_settings: Settings) -> None:
     log = InteractionLog(redis, redis_settings)
     keys = PartitionKeys(BEAUTY, 0)
     await log.append(BEAUTY, [interaction(item="before")])
-    for fields in ({"e": "{broken"}, {"other": "field"}):
+    for fields in GARBAGE:
         await redis.xadd(keys.stream, fields)  # type: ignore[arg-type]
     await log.append(BEAUTY, [interaction(item="after")])
     for _ in range(2):
         assert [event.item_id for event in await read_all(log)] == ["before", "after"]
-    assert await redis.hlen(keys.dead_letter) == 2
+    letters = await DeadLetters(redis).newest(BEAUTY, 100)
+    assert len(letters) == len(GARBAGE)
+    assert all(letter.stream_id and letter.raw and letter.reason.startswith("stream entry: ") for letter in letters)
+    assert [letter.user_id for letter in letters if "its time nan is none" in letter.reason] == ["u1"]
+    assert len(await HistoryStore(redis, redis_settings).erase(BEAUTY, UserId("u1"))) == 2
+    assert "u1" not in {letter.user_id for letter in await DeadLetters(redis).newest(BEAUTY, 100)}
 
 
 async def test_an_event_id_is_forgotten_in_time(redis: Redis, redis_settings: Settings) -> None:
