@@ -20,7 +20,9 @@ SOCKET_TIMEOUT_S = 30.0
 def connect(settings: Settings) -> Redis:
     """A client (no I/O yet) of EVOREC_REDIS_URL, else of the embedded Redis. The caller closes it: `aclose()`.
 
-    Commands are retried on connection errors: every write of this project may run twice.
+    Commands are retried on connection errors: every write of this project may run twice. That does for redis-py's
+    `health_check_interval` as well, which reconnects without end where a server accepts connections and hangs up
+    (8.1: its PING within the handshake begins another handshake).
     """
     pool = ConnectionPool.from_url(
         settings.redis_url or socket_url(settings),
@@ -28,7 +30,6 @@ def connect(settings: Settings) -> Redis:
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.02), retries=3),
         socket_timeout=SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,
-        health_check_interval=30,
     )
     chosen = pool.connection_class
     pool.connection_class = type(f"Cancellable{chosen.__name__}", (_CancellableSend, chosen), {})
