@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.problems import problem
+from shared.errors import Unavailable
 from shared.metrics import Metrics
 from shared.telemetry import bound_request_id
 
@@ -40,12 +46,12 @@ class RequestContext:
         request_id = request_id_of(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
-        status = CALLER_LEFT
+        status, answering = CALLER_LEFT, False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answering
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answering = message["status"], True
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 if scope["app"].state.draining:
@@ -56,6 +62,11 @@ class RequestContext:
         with bound_request_id(request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except asyncio.CancelledError:
+                # The end of a drain gives up what is in flight; the server alone would call that an error of ours.
+                if answering or not scope["app"].state.draining:
+                    raise
+                await _given_up(scope)(scope, receive, send_with_id)
             except Exception:
                 status = 500
                 raise
@@ -69,3 +80,13 @@ class RequestContext:
         self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
         self._metrics.http_seconds.labels(scope["method"], route).observe(seconds)
         log.debug("request", method=scope["method"], route=route, status=status, ms=round(1000 * seconds, 1))
+
+
+def _given_up(scope: Scope) -> Response:
+    return problem(
+        Request(scope),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        Unavailable.title,
+        "the service is ending; whether the request had an effect is unknown",
+        headers={"Retry-After": str(Unavailable.retry_after_s)},
+    )

@@ -23,7 +23,8 @@ def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redi
 
     Commands are retried on connection errors: every write of this project may run twice. They are repeated as well
     where Redis is silent for too long, unless the caller has somebody waiting and says how long that may be (at most
-    twice that, where a new connection has to be made).
+    twice that, where a new connection has to be made). redis-py's `health_check_interval` stays off: it reconnects
+    without end where a server accepts connections and hangs up (8.1: its PING in a handshake begins another one).
     """
     backoff = ExponentialBackoff(cap=0.5, base=0.02)
     if answer_within_s is None:
@@ -39,7 +40,6 @@ def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redi
         retry=retry,
         socket_timeout=answer_within_s or SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,
-        health_check_interval=30,
     )
     chosen = pool.connection_class
     pool.connection_class = type(f"Cancellable{chosen.__name__}", (_CancellableSend, chosen), {})

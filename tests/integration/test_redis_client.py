@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -13,6 +14,7 @@ import shared.redis_client
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
 from shared.redis_client import connect
+from tests.conftest import make_settings
 
 
 @pytest.mark.parametrize("steps", range(0, 60, 3))
@@ -64,3 +66,22 @@ async def test_a_restarted_redis_is_found_again(settings: Settings) -> None:
             assert await client.ping()
         with EmbeddedRedis(settings):
             assert await client.ping()
+
+
+async def test_a_server_that_hangs_up_is_given_up(tmp_path: Path) -> None:
+    """As a Redis at its limit of clients, or a proxy without a Redis behind it, does."""
+    connections = 0
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(hang_up, tmp_path / "s")
+    async with connect(make_settings(redis_url=f"unix://{tmp_path}/s")) as client:
+        with pytest.raises(RedisConnectionError):
+            await asyncio.wait_for(client.get("key"), 20)
+    assert connections < 30
+    server.close()
+    await server.wait_closed()
