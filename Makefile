@@ -38,7 +38,7 @@ lint: setup ## ruff, mypy and import-linter
 	@$(BIN)/mypy $(PACKAGES)
 	@$(BIN)/lint-imports
 
-# Our own code: ruff's S rules are bandit's. `make` says 2 for every failure; the module's own status tells them apart.
+# Our own code is `make lint`'s: ruff's S rules are bandit's (ADR 0009 says which are not). `make` says 2 for every failure; the module's own status tells them apart.
 audit: setup ## known vulnerabilities of the pinned versions; says so, and fails, where there is no data to audit with
 	@$(BIN)/python -m tests.dependencies
 
