@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
-from shared.redis_keys import DOMAIN_PATTERN
+from shared.redis_keys import DOMAIN_PATTERN, validate_domain
 from shared.types import AdapterName, DomainId
 
 log = structlog.get_logger(__name__)
@@ -152,6 +152,7 @@ class ArtifactStore:
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
 
     def domains(self) -> list[DomainId]:
+        """Other folders (`lost+found`) are left out."""
         return [DomainId(name) for name in self._list() if re.fullmatch(DOMAIN_PATTERN, name)]
 
     def delete(self, domain: DomainId, name: AdapterName) -> None:
@@ -284,6 +285,14 @@ class ArtifactStore:
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(folder, detail=False))
 
     def _at(self, *parts: str) -> str:
+        """The path of a domain, a version or a file of it. Every path is made here, so that no name leads elsewhere.
+
+        InvalidInput for an impossible domain, NotFound for an impossible version.
+        """
+        if parts:
+            validate_domain(parts[0])
+        if len(parts) > 1 and parts[1] != ALIASES and split_adapter_name(parts[1])[0] != parts[0]:
+            raise NotFound(f"there is no adapter {parts[1]!r} in domain {parts[0]!r}")
         return "/".join([self._root, *parts])
 
 

@@ -137,6 +137,12 @@ def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
         assert service["read_only"] is True
         assert service["depends_on"] == {"redis": {"condition": "service_healthy"}}
         assert service["image"] == f"evorec:{service['build']['target']}"
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service.get("user", "10001:10001") not in ("root", "0", "0:0")  # the image's own, unless given
+        assert not service.get("privileged", False)
     mounted = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
     assert mounted == set(content["volumes"])
 
