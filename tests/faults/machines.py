@@ -51,8 +51,8 @@ def explore(machine: type[RedisMachine], settings: Settings, folder: Path, *, fu
     run_state_machine_as_test(
         bound,
         settings=hypothesis_settings(
-            max_examples=300 if full else 12,
-            stateful_step_count=60 if full else 30,
+            max_examples=120 if full else 12,
+            stateful_step_count=50 if full else 30,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),

@@ -22,14 +22,18 @@ class Connection:
         self.send_part(path, body, len(body))
         return await self.answer()
 
+    async def put(self, path: str, body: bytes) -> tuple[int, bytes]:
+        self.send_part(path, body, len(body), method="PUT")
+        return await self.answer()
+
     async def get(self, path: str) -> tuple[int, bytes]:
         self._writer.write(f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode())
         return await self.answer()
 
-    def send_part(self, path: str, part: bytes, length: int) -> None:
-        """The begin of a POST whose body is to have `length` bytes; `send_rest` goes on."""
+    def send_part(self, path: str, part: bytes, length: int, method: str = "POST") -> None:
+        """The begin of a request whose body is to have `length` bytes; `send_rest` goes on."""
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {length}\r\n\r\n"
         )
         self._writer.write(head.encode() + part)
