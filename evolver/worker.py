@@ -22,6 +22,7 @@ from celery import Celery, signals
 from evolver import tasks, trigger, upkeep
 from evolver.backend import open_backend
 from evolver.evolve import Surroundings, load_pipeline
+from evolver.figures import Figures
 from evolver.inputs import Pipeline
 from evolver.monitor import MAX_RUN_S
 from evolver.trigger import Enqueue
@@ -156,10 +157,12 @@ class Ticker:
         self._settings = settings
         self._enqueue = enqueue
         self._enqueue_upkeep = enqueue_upkeep
+        self._figures = Figures()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evolver-tick", daemon=True)
 
     def start(self) -> None:
+        self._figures.serve(self._settings)
         self._thread.start()
 
     def stop(self) -> None:
@@ -178,4 +181,5 @@ class Ticker:
             while not self._stop.is_set():
                 await trigger.tick(backend, self._enqueue)
                 await upkeep.tick(backend, self._enqueue_upkeep)
+                await self._figures.read(backend)
                 await asyncio.to_thread(self._stop.wait, self._settings.trigger_tick_s)

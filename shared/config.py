@@ -105,6 +105,8 @@ class Settings(BaseSettings):
         (1.0,), description="Weights of the consistency term to choose from on validation, comma separated"
     )
     train_threads: PositiveInt | None = None
+    worker_metrics_port: int | None = Field(None, description="Prometheus' figures of the worker; unset: none")
+    worker_metrics_host: str = "127.0.0.1"
 
     log_format: Literal["console", "json"] = "console"
     log_level: str = "INFO"

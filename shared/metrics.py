@@ -1,4 +1,4 @@
-"""The Prometheus metrics of every process, named once.
+"""The Prometheus metrics of the service, named once. (The worker's are `evolver.figures`.)
 
 Label values stay few: no user, item or request id is ever one.
 """
@@ -20,7 +20,6 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
 
-        # -- service --------------------------------------------------------------------------
         self.http_requests = Counter(
             "evorec_http_requests", "HTTP requests", ("method", "route", "status"), registry=registry
         )
@@ -81,33 +80,6 @@ class Metrics:
             "evorec_adapter_swap_seconds",
             "From noticing a new champion to answering with it",
             buckets=_STAGE_S,
-            registry=registry,
-        )
-
-        # -- evolver --------------------------------------------------------------------------
-        self.evolutions = Counter(
-            "evorec_evolutions", "Finished evolutions by status", ("domain", "status"), registry=registry
-        )
-        self.evolution_running = Gauge(
-            "evorec_evolution_running", "1 while an evolution runs", ("domain",), registry=registry
-        )
-        self.evolution_stage_seconds = Histogram(
-            "evorec_evolution_stage_seconds",
-            "Time of an evolution's stages",
-            ("stage",),
-            buckets=_STAGE_S,
-            registry=registry,
-        )
-        self.pending_interactions = Gauge(
-            "evorec_pending_interactions", "Interactions no run has considered yet", ("domain",), registry=registry
-        )
-        self.forgotten_share = Gauge(
-            "evorec_forgotten_share", "Share of interactions the last evolution forgot", ("domain",), registry=registry
-        )
-        self.panel_hit_rate = Gauge(
-            "evorec_panel_hit_rate",
-            "HR@1 of the last evolution's panel; `moment`: before, after; `group`: U_A, U_I, U",
-            ("domain", "moment", "group"),
             registry=registry,
         )
 

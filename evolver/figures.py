@@ -1,0 +1,78 @@
+"""The worker's figures for Prometheus, read from Redis with each tick: runs happen in children that end with them."""
+
+from __future__ import annotations
+
+import structlog
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from redis.exceptions import RedisError
+
+from evolver.backend import Backend
+from shared.config import Settings
+from shared.errors import EvorecError
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.types import DomainId
+
+log = structlog.get_logger(__name__)
+
+LOOKED_AT = 100  # newest runs of a domain
+COUNTED = 1_000_000
+
+
+class Figures:
+    """One registry for all domains; every worker tells the same."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def gauge(name: str, what: str, *labels: str) -> Gauge:
+            return Gauge(f"evorec_{name}", what, ("domain", *labels), registry=registry)
+
+        self.evolutions = gauge("evolutions", f"Of the newest {LOOKED_AT} runs, those with this status", "status")
+        self.running = gauge("evolution_running", "1 while an evolution is queued or runs")
+        self.pending = gauge("pending_interactions", f"Interactions no run has considered yet, at most {COUNTED:,}")
+        self.dead_letters = gauge("dead_letters", "Dead letters that are kept")
+        self.published_at = gauge("last_published_timestamp_seconds", "When the champion was made")
+        self.stage_seconds = gauge("champion_stage_seconds", "Time of the stages of the champion's evolution", "stage")
+        self.forgotten_share = gauge("champion_forgotten_share", "Share of interactions that its evolution forgot")
+        self.hit_rate = gauge(
+            "champion_panel_hit_rate", "HR@1 of its evolution's panel: before, after; U_A, U_I, U", "moment", "group"
+        )
+
+    def serve(self, settings: Settings) -> None:
+        """In a thread of its own; nothing where no port is set."""
+        if settings.worker_metrics_port is not None:
+            start_http_server(settings.worker_metrics_port, settings.worker_metrics_host, self.registry)
+            log.info("metrics_served", host=settings.worker_metrics_host, port=settings.worker_metrics_port)
+
+    async def read(self, backend: Backend) -> None:
+        """Every domain anew; one that cannot be read keeps its figures."""
+        for domain in await backend.catalog.domains():
+            try:
+                await self._read(backend, domain)
+            except (EvorecError, RedisError, OSError) as error:
+                log.warning("figures_not_read", domain=domain, error=repr(error))
+
+    async def _read(self, backend: Backend, domain: DomainId) -> None:
+        runs = await backend.evolutions.list(domain, LOOKED_AT)
+        for status, n in _by_status(runs).items():
+            self.evolutions.labels(domain, status).set(n)
+        self.running.labels(domain).set(any(not run.status.final for run in runs))
+        considered = await backend.registry.considered(domain)
+        self.pending.labels(domain).set(await backend.log.count(domain, considered, at_most=COUNTED))
+        self.dead_letters.labels(domain).set(await backend.dead_letters.count(domain))
+        champion = await backend.registry.champion(domain)
+        if champion is None:
+            return
+        manifest = await backend.registry.manifest(domain, champion)
+        self.published_at.labels(domain).set(manifest.created_at.timestamp())
+        self.forgotten_share.labels(domain).set(manifest.forgotten_share)
+        for stage, seconds in manifest.stage_seconds.items():
+            self.stage_seconds.labels(domain, stage).set(seconds)
+        for moment, groups in manifest.metrics.items():
+            for group, values in groups.items():
+                if "hr@1" in values:
+                    self.hit_rate.labels(domain, moment, group).set(values["hr@1"])
+
+
+def _by_status(runs: list[Evolution]) -> dict[str, int]:
+    return {status: sum(run.status is status for run in runs) for status in EvolutionStatus}
