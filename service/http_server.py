@@ -22,8 +22,7 @@ class HeadTooLarge(Exception):
 class BoundedProtocol(HttpToolsProtocol):
     """431 for a head beyond `MAX_HEAD_BYTES` or `MAX_HEADERS`, 408 for one that does not come in time.
 
-    uvicorn's other parser, h11, has such limits and takes several times as long. Connections without any request
-    are closed in the same time.
+    Connections without any request are closed in the same time.
     """
 
     head_timeout_s: float = 30.0
