@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 from redis.exceptions import RedisError
@@ -74,5 +76,5 @@ class Figures:
                     self.hit_rate.labels(domain, moment, group).set(values["hr@1"])
 
 
-def _by_status(runs: list[Evolution]) -> dict[str, int]:
+def _by_status(runs: Sequence[Evolution]) -> dict[str, int]:
     return {status: sum(run.status is status for run in runs) for status in EvolutionStatus}

@@ -98,8 +98,8 @@ class Crew:
 def plan(full: bool, rng: random.Random, module: str) -> list[str]:
     scale = {"service killed": 1, "worker killed": 1, "Redis killed": 4, "Redis stopped": 2}
     if full:
-        rare = 8 if module == REAL_COMMAND else 15
-        scale = {"service killed": rare, "worker killed": 10, "Redis killed": 40, "Redis stopped": 15}
+        rare = 4 if module == REAL_COMMAND else 8
+        scale = {"service killed": rare, "worker killed": 5, "Redis killed": 20, "Redis stopped": 8}
     faults = [fault for fault, count in scale.items() for _ in range(count)]
     rng.shuffle(faults)
     return faults
