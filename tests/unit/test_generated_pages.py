@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from deploy.experiments.real_loop import page as loop_page
+from tests.faults import page as reliability
+from tests.faults.results import RESULTS as RELIABILITY
 from tests.load.page import PAGE, rendered
 from tests.load.results import RESULTS, ROOT, compared
+
+FAULTS = sorted((ROOT / "tests" / "faults").glob("test_*.py"))
 
 
 def test_the_page_of_the_real_loop_is_that_of_its_result_file() -> None:
@@ -21,6 +27,29 @@ def test_the_tables_are_those_of_the_result_file() -> None:
     page, results = PAGE.read_text(), json.loads(RESULTS.read_text())
     assert rendered(page, results) == page
     assert set(re.findall(r"<!-- table: ([\w-]+) -->", page)) == results.keys()
+
+
+def test_the_tables_of_the_promises_are_those_of_the_result_file() -> None:
+    page, results = reliability.PAGE.read_text(), json.loads(RELIABILITY.read_text())
+    assert reliability.rendered(page, results) == page
+    assert {each["promise"] for each in results.values()} == set(reliability.PROMISES)
+
+
+def test_every_fault_test_is_on_the_page_and_nothing_else() -> None:
+    results = json.loads(RELIABILITY.read_text())
+    written = {f"{path.relative_to(ROOT).as_posix()}::{name}" for path in FAULTS for name in fault_tests(path)}
+    assert {test.partition("[")[0] for test in results} == written
+
+
+def fault_tests(path: Path) -> list[str]:
+    """Names of the tests in a file that tell an outcome."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, functions)]
+    return [
+        each.name
+        for each in found
+        if each.name.startswith("test_") and "outcome" in {arg.arg for arg in each.args.args}
+    ]
 
 
 def test_a_ratio_is_the_median_over_rounds_of_the_same_run() -> None:
