@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
-from shared.archive_files import ARCHIVE, ArchiveFiles
-from shared.artifacts import ArtifactStore
+from shared.archive_files import ArchiveFiles
+from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.config import Settings
 from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
