@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -135,15 +136,29 @@ async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surro
     except asyncio.CancelledError:
         # Ctrl-C in a command: the pipeline's thread must end, or the interpreter would wait for it.
         monitor.stop(StopReason.cancelled)
-        await _finish(monitor, EvolutionStatus.cancelled, message="interrupted before its end; nothing was published")
+        await _interrupted(backend, monitor)
         raise
     except LeaseLost:
         raise
     except (RedisConnectionError, RedisTimeoutError):
+        with suppress(RedisError, OSError):  # Redis' outage is no failure of the run
+            await backend.redis.decr(DomainKeys(evolution.domain).attempts(evolution.id))
         raise  # no record can be written now; the lease expires and the tick starts the run again
     except Exception as error:
         log.exception("evolution_failed", evolution=evolution.id, domain=evolution.domain)
         return await _finish(monitor, EvolutionStatus.failed, error=describe(error, monitor.evolution.stage))
+
+
+async def _interrupted(backend: Backend, monitor: Monitor) -> Evolution:
+    """The end of an attempt that was cut off anywhere, the moment after its publication included."""
+    versions = await backend.registry.versions(monitor.evolution.domain)
+    made = next((known.name for known in versions if known.evolution_id == monitor.evolution.id), None)
+    if made is not None:
+        message = "interrupted after its version had been published"
+        return await _finish(monitor, EvolutionStatus.published, adapter=made, message=message)
+    return await _finish(
+        monitor, EvolutionStatus.cancelled, message="interrupted before its end; nothing was published"
+    )
 
 
 async def _stopped(backend: Backend, monitor: Monitor) -> Evolution:

@@ -145,8 +145,11 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
 async def discard_unpublished(backend: Backend, evolution: Evolution) -> None:
     """Remove the stored versions of a finished evolution that were not published; what the registry knows stays.
 
-    Only once the evolution's record is final: before that, another attempt may be about to publish one of them.
+    Only once the evolution's record is final: before that, another attempt may be about to publish one of them. And
+    only where Redis has a registry: an emptied one counts evolutions anew, and knows no version at all.
     """
+    if await backend.registry.lost(evolution.domain):
+        return
     registered = frozenset(known.name for known in await backend.registry.versions(evolution.domain))
     for manifest in await asyncio.to_thread(_unpublished, backend, evolution, registered):
         await asyncio.to_thread(backend.artifacts.delete, manifest.domain, manifest.name)

@@ -206,8 +206,10 @@ class AdapterManager:
         if wanted is None or self._slots[wanted].servable:
             return wanted
         serving = self._routes.get(domain, DomainRoute()).champion
-        if serving is not None or self._slots[wanted].state is not SlotState.refused:
-            return serving
+        if serving is not None and serving != wanted:
+            await self._ensure(domain, serving)  # a new engine does not hold it yet
+            if self._slots[serving].servable:
+                return serving
         parents = {manifest.name: manifest.parent for manifest in await self._registry.versions(domain)}
         while (wanted := parents.get(wanted)) is not None:
             await self._ensure(domain, wanted)
@@ -265,7 +267,7 @@ class AdapterManager:
                 return
             slot.generation = generation
             self._metrics.adapter_loaded.labels(slot.domain, slot.name).set(1)
-            if slot.failures:
+            with suppress(RedisError, OSError):  # a process before this one may have refused it as well
                 await self._refusals.clear(slot.domain, slot.name)
         slot.state, slot.refusal, slot.failures = SlotState.serving, None, 0
 

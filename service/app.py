@@ -118,6 +118,7 @@ def _lifespan(
             await asyncio.gather(*tasks, return_exceptions=True)
             await host.close()
             await services.redis.aclose()
+            await services.patient.aclose()
             if isinstance(services.queue, CeleryQueue):
                 services.queue.close()
 
@@ -151,19 +152,28 @@ def _open(
     counters.prompt_tokens.set_function(lambda: host.prompt_tokens.asked)
     counters.cached_prompt_tokens.set_function(lambda: host.prompt_tokens.cached)
     redis = connect(settings, answer_within_s=ANSWER_WITHIN_S)
+    # For what no caller waits for: a large catalog takes longer than a request may.
+    patient = connect(settings)
     guard = StoreGuard(settings.store_timeout_ms / 1000, counters)
     artifacts = ArtifactStore(settings)
     catalog = CatalogStore(redis)
     registry = Registry(redis, artifacts)
     histories = HistoryStore(redis, settings)
-    refusals = RefusalStore(redis)
     remembered = RememberedHistories(histories, guard, settings.remembered_interactions)
     manager = AdapterManager(
-        settings, registry, catalog, host, load or ArtifactLoader(settings, artifacts), counters, guard, refusals
+        settings,
+        Registry(patient, artifacts),
+        CatalogStore(patient),
+        host,
+        load or ArtifactLoader(settings, artifacts),
+        counters,
+        guard,
+        RefusalStore(patient),
     )
     return Services(
         settings=settings,
         redis=redis,
+        patient=patient,
         metrics=counters,
         log=InteractionLog(redis, settings),
         histories=histories,
@@ -171,7 +181,7 @@ def _open(
         eraser=Eraser(redis, settings, artifacts),
         catalog=catalog,
         registry=registry,
-        refusals=refusals,
+        refusals=RefusalStore(redis),
         evolutions=EvolutionStore(redis),
         audit=AuditLog(redis),
         dead_letters=DeadLetters(redis),

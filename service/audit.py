@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 MAX_RECORDS = 10_000
 STORE_TIMEOUT_S = 1.0
+CATALOG = "/items"
 _DENIED = (401, 403)
 _READS = ("GET", "HEAD", "OPTIONS")
 
@@ -73,15 +74,20 @@ class AuditLog:
         return found
 
 
+def _may_decide(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.startswith("/admin/") or path == CATALOG or scope["method"] == "DELETE"
+
+
 class AuditTrail:
-    """Records administration and deletions before they are answered; of plain reads, the denied ones."""
+    """Records administration, new domains and deletions before they are answered; of plain reads, the denied ones."""
 
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.time) -> None:
         self._app = app
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not (scope["path"].startswith("/admin/") or scope["method"] == "DELETE"):
+        if scope["type"] != "http" or not _may_decide(scope):
             await self._app(scope, receive, send)
             return
 
@@ -92,6 +98,9 @@ class AuditTrail:
 
         try:
             await self._app(scope, receive, recording)
+        except asyncio.CancelledError:
+            await self._record(scope, 503)  # what the end of a drain has given up
+            raise
         except Exception:
             await self._record(scope, 500)
             raise
@@ -100,6 +109,8 @@ class AuditTrail:
         if scope["method"] in _READS and status not in _DENIED:
             return
         state = scope["state"]
+        if scope["path"] == CATALOG and "decision" not in state:
+            return  # an existing domain's items
         principal = state.get("principal")
         decision = dict(state.get("decision", {}))
         record = AuditRecord(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack, suppress
+from contextlib import nullcontext, suppress
 from typing import ClassVar
 
 from starlette.datastructures import Headers
@@ -61,18 +61,16 @@ class BodyGuard:
         if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        with ExitStack() as held:
-            try:
-                if scope["path"] in BATCHES:
-                    held.enter_context(self._batches.place())
+        try:
+            with self._batches.place() if scope["path"] in BATCHES else nullcontext():
                 body = await self._read(scope, receive)
                 check_json(body)
-            except EvorecError as error:
-                await _refuse(refusal(Request(scope), error), receive, send)
-                return
-            except _Left:
-                return
-            await self._app(scope, _replay(body, receive), send)
+                await self._app(scope, _replay(body, receive), send)
+        except EvorecError as error:
+            # The application answers its own errors itself: this one came before it.
+            await _refuse(refusal(Request(scope), error), receive, send, linger=not isinstance(error, TooDeep))
+        except _Left:
+            return
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         limit = MAX_BYTES.get(scope["path"], MAX_BYTES_ELSEWHERE)
@@ -141,13 +139,13 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body is larger than {limit // KIB} KiB, which is the most that this call takes")
 
 
-async def _refuse(response: Response, receive: Receive, send: Send) -> None:
-    """Answers, and closes the connection once the caller has had a moment to stop sending and read."""
+async def _refuse(response: Response, receive: Receive, send: Send, *, linger: bool) -> None:
+    """Answers and closes the connection; `linger`: once a caller who still sends had a moment to stop and read."""
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
+        async with asyncio.timeout(LINGER_S if linger else 0):
             while (await receive()).get("more_body", False):
                 pass
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -42,6 +42,7 @@ class Services:
 
     settings: Settings
     redis: Redis
+    patient: Redis
     metrics: Metrics
     log: InteractionLog
     histories: HistoryStore

@@ -50,14 +50,18 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Never uvicorn's own handler: on a second Ctrl-C it leaves without closing the engine.
         if self._app.state.draining:
-            super().handle_exit(sig, frame)
+            self._close_socket()
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._give_up)
             return
         self._app.state.draining = True
-        _later(LAME_DUCK_S, super().handle_exit, sig, frame)
+        _later(LAME_DUCK_S, self._close_socket)
         _later(DRAIN_S, _end_at_once)
+
+    def _close_socket(self) -> None:
+        self.should_exit = True
 
     def _give_up(self) -> None:
         for task in self.server_state.tasks:

@@ -51,7 +51,7 @@ class RequestContext:
         async def send_with_id(message: Message) -> None:
             nonlocal status, answering
             if message["type"] == "http.response.start":
-                status, answering = message["status"], True
+                status, answering = int(message["status"]), True
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID] = request_id
                 if scope["app"].state.draining:

@@ -19,22 +19,26 @@ class RememberedHistories(Histories):
     def __init__(self, store: HistoryStore, guard: StoreGuard, limit: int) -> None:
         self._store = store
         self._guard = guard
+        self._erasures = 0
         self._kept: TTLCache[tuple[DomainId, UserId], tuple[Interaction, ...]] = TTLCache(limit, KEPT_S, getsizeof=len)
 
     async def get(self, domain: DomainId, user_id: UserId) -> KnownHistory:
+        erasures = self._erasures
         try:
             events = await self._guard.read(lambda: self._store.get(domain, user_id))
         except StoreAway:
             return KnownHistory(self._kept.get((domain, user_id), ()), current=False)
-        self._keep(domain, user_id, events)
+        if erasures == self._erasures:  # else these may be the events of a user who was erased meanwhile
+            self._keep(domain, user_id, events)
         return KnownHistory(events, current=True)
 
     def forget(self, domain: DomainId, user_id: UserId) -> None:
-        """An erased user is remembered no longer."""
+        """An erased user is remembered no longer, in this process. Others forget within `KEPT_S`."""
+        self._erasures += 1
         self._kept.pop((domain, user_id), None)
 
     def _keep(self, domain: DomainId, user_id: UserId, events: tuple[Interaction, ...]) -> None:
         if 0 < len(events) <= self._kept.maxsize:
             self._kept[domain, user_id] = events
         else:
-            self.forget(domain, user_id)
+            self._kept.pop((domain, user_id), None)

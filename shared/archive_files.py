@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shared.artifacts import ArtifactStore
+from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.errors import InvalidArtifact
 from shared.stream import APPEND_CHUNK, order_of
 from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId
 
-ARCHIVE = "archive"
 ITEMS = "items.jsonl"
 ROW_GROUP = 10_000
 BATCH = APPEND_CHUNK

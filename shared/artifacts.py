@@ -35,7 +35,9 @@ log = structlog.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 ALIASES = "aliases"
+ARCHIVE = "archive"
 ROUTE = "route.json"
+BESIDE_VERSIONS = (ALIASES, ARCHIVE, ROUTE)
 STAGING_PREFIX = ".staging-"
 STAGING_KEPT_S = 24 * 3600  # what is staged for longer belongs to a process that has died
 
@@ -291,7 +293,7 @@ class ArtifactStore:
         """
         if parts:
             validate_domain(parts[0])
-        if len(parts) > 1 and parts[1] != ALIASES and split_adapter_name(parts[1])[0] != parts[0]:
+        if len(parts) > 1 and parts[1] not in BESIDE_VERSIONS and split_adapter_name(parts[1])[0] != parts[0]:
             raise NotFound(f"there is no adapter {parts[1]!r} in domain {parts[0]!r}")
         return "/".join([self._root, *parts])
 

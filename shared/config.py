@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     wait_replicas: NonNegativeInt = Field(
         0, description="Replicas of Redis that have an interaction before it is accepted; fewer: 503, Retry-After"
     )
-    wait_replicas_ms: Annotated[int, Field(ge=1, le=20_000)] = Field(1000, description="How long they are waited for")
+    wait_replicas_ms: Annotated[int, Field(ge=1, le=2_500)] = Field(1000, description="How long they are waited for")
 
     # -- model ------------------------------------------------------------------------------------
     base_model: str = Field(str(SHIPPED_BASE_MODEL), description="Hugging Face id or folder of a causal LM")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
-from shared.archive_files import ARCHIVE, ArchiveFiles
-from shared.artifacts import ArtifactStore
+from shared.archive_files import ArchiveFiles
+from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.config import Settings
 from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
@@ -28,7 +28,7 @@ from shared.types import STREAM_START, DomainId, UserId
 
 MARKS = "erased"
 MARK_KEPT_S = 24 * 3600  # a run, and with it whoever may still write what it has read, ends within hours
-LOCK_S = 300
+LOCK_S = 10  # renewed with every file; whoever waits longer than this outlives a holder that was killed
 LOCK_WAIT_S = 30
 
 
@@ -127,15 +127,16 @@ class Eraser:
         lock = self._redis.lock(
             PartitionKeys(domain, partition).archive_lock, timeout=LOCK_S, blocking_timeout=LOCK_WAIT_S
         )
+        spans = await asyncio.to_thread(self._files.spans, domain, partition)
+        removed: set[str] = set()
         try:
             async with lock:
-                return await asyncio.to_thread(self._remove, domain, partition, chosen)
+                for span in spans:
+                    removed |= await asyncio.to_thread(self._files.remove, domain, partition, span, chosen)
+                    await lock.reacquire()
         except LockError as error:
             raise Unavailable(f"the archive of {domain} is being rewritten; try again") from error
-
-    def _remove(self, domain: DomainId, partition: int, chosen: Callable[[UserId, str], bool]) -> frozenset[str]:
-        spans = self._files.spans(domain, partition)
-        return frozenset().union(*(self._files.remove(domain, partition, span, chosen) for span in spans))
+        return frozenset(removed)
 
 
 def _only(user_id: UserId, until: str) -> Callable[[UserId, str], bool]:

@@ -151,6 +151,7 @@ class Registry:
         dropped = sorted(map(AdapterName, texts(await self._redis.smembers(keys.pruned))))
         for name in dropped:
             await asyncio.to_thread(self._artifacts.delete, domain, name)
+            await self._redis.hdel(keys.refusals, name)
             await self._redis.srem(keys.pruned, name)
         return dropped
 
@@ -303,7 +304,11 @@ class Registry:
             args=[*plain, fencing_token, manifest, *(considered or [])],
         )
         _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
-        await self.record_moves(domain)
+        try:
+            await self.record_moves(domain)
+        except RedisError as error:
+            # The alias has moved: whoever is told otherwise moves it once more. The worker's tick records it.
+            log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
 
     async def record_moves(self, domain: DomainId) -> None:
         """Writes what the outbox holds to the artifact store; what cannot be written waits for the next call."""
@@ -313,8 +318,7 @@ class Registry:
                 move = AliasMove.model_validate_json(record)
                 await asyncio.to_thread(self._artifacts.record_alias_move, domain, move)
             except OSError as error:
-                # The alias has moved already; raising would tell the caller that it has not.
-                log.warning("alias move not recorded yet", domain=domain, error=repr(error))
+                log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
                 return
             await self._redis.lrem(outbox, 1, record)
 

@@ -24,10 +24,13 @@ MAY_READ = Depends(requires(Scope.recommend, Scope.ingest, Scope.admin))
 
 
 @router.put("/items", dependencies=[MAY_WRITE], responses=responses(400, 401, 403, 408, 413, 422, 503))
-async def put_items(body: ItemsRequest, services: ServicesDep, principal: PrincipalDep) -> ItemsAnswer:
+async def put_items(
+    body: ItemsRequest, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> ItemsAnswer:
     """Inserts or replaces 1 to 1000 items; bad ones are rejected one by one. The admin scope creates the domain."""
     domain = services.domain(body.domain)
-    if not principal.has(Scope.admin) and not await services.catalog.exists(domain):
+    new = not await services.catalog.exists(domain)
+    if new and not principal.has(Scope.admin):
         raise Forbidden(f"there is no domain {domain!r}, and creating one takes the scope admin")
     parsed, rejected = parse_each(CatalogItem, body.items)
     good: dict[str, Item] = {}
@@ -38,6 +41,8 @@ async def put_items(body: ItemsRequest, services: ServicesDep, principal: Princi
             rejected.append(Rejected(index=index, reason="title: nothing is left of it without control characters"))
     upserted = await services.catalog.put(domain, list(good.values())) if good else 0
     if good:
+        if new:
+            decided(request.state, domain=domain, created_domain=True)
         services.adapters.schedule(domain)
     return ItemsAnswer(upserted=upserted, rejected=sorted(rejected, key=lambda each: each.index))
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
+from typing import NoReturn
 
 from evolver.backend import open_backend
 from evolver.upkeep import upkeep
 from shared import archive, stream
+from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.redis_keys import validate_domain
 from shared.restore import Restorer
@@ -30,9 +33,22 @@ async def work(what: str, domain: DomainId) -> None:
             await Restorer(backend.redis, settings, backend.artifacts).restore(domain)
 
 
+def write_for_ever(domain: DomainId) -> NoReturn:
+    """Into one file of the archive, which never gets whole."""
+    store = ArtifactStore(Settings())
+    with store.write(domain, "archive", "0", "0-0_1-0.parquet") as path, path.open("wb", buffering=0) as file:
+        file.write(b"PAR1")
+        os.write(1, b"begin\n")
+        while True:
+            file.write(b"half a row")
+            time.sleep(0.001)
+
+
 def main() -> int:
     import pyarrow.parquet  # noqa: F401 - its second of imports is not the work to be interrupted
 
+    if sys.argv[1] == "write":
+        write_for_ever(validate_domain(sys.argv[2]))
     archive.PART_ROWS = 100
     stream.TRIM_CHUNK = 100
     asyncio.run(work(sys.argv[1], validate_domain(sys.argv[2])))

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ class DoomedRedis:
         try:
             await asyncio.wait_for(process.wait(), after_s)
         except TimeoutError:
-            process.kill()
+            # Not process.kill(): that may reap a child which has just ended, and asyncio would not learn how.
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         _, notes = await process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), notes.decode()
         return process.returncode != 0
@@ -107,7 +109,8 @@ class DoomedRedis:
         while len(seen) < number and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             seen |= {path for path in [*folder.glob("[0-9]*/*"), *folder.glob("[0-9]*/.*")] if path not in before}
         if len(seen) >= number:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 _PASSED = ("state_dir", "partitions", "kept_versions", "max_history", "event_id_ttl_s", "base_model")

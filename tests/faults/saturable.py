@@ -47,11 +47,13 @@ class Stack:
 
 
 @asynccontextmanager
-async def saturable() -> AsyncIterator[Stack]:
+async def saturable(*, rank_timeout_ms: int = 10_000, **env: str) -> AsyncIterator[Stack]:
+    """Served by a version. `env`: the engine's, see `tests.faults.service_worker`."""
     limits = {"max_concurrent_requests": PLACES, "max_concurrent_batches": BATCH_PLACES}
-    with machine(**limits) as settings:
+    with machine(**limits, rank_timeout_ms=rank_timeout_ms) as settings:
         redis = RedisProcess(settings)
-        service = ServiceProcess(settings, FAKE_DELAY_S=str(DELAY_S), FAKE_PARALLEL=str(PARALLEL))
+        engine = {"FAKE_DELAY_S": str(DELAY_S), "FAKE_PARALLEL": str(PARALLEL), **env}
+        service = ServiceProcess(settings, **engine)
         try:
             redis.start()
             async with connect(settings) as client:

@@ -39,7 +39,7 @@ async def test_a_paused_worker_that_wakes_up_late_changes_nothing(
     for stage in rng.sample(LEARNING, 5 if full else 1):
         known = await line.backend.registry.versions(SHOP)
         line.worker = line.new_worker(f"sleeper-{stage}.log")
-        line.worker.start(stage_s=0.6)
+        line.worker.start(stage_s=1.5)
         evolution_id = await line.begun()
         await line.reach(evolution_id, stage)
         sleepers = suspended(line.worker)
@@ -71,7 +71,7 @@ async def test_a_redis_that_goes_away_costs_time_alone(
     line: Line, full: bool, rng: random.Random, outcome: Tell
 ) -> None:
     checked = killed = stopped = 0
-    line.worker.start(stage_s=0.6)
+    line.worker.start(stage_s=1.5)
     for stage in rng.sample(LEARNING, 5 if full else 1):
         for kill in (True, False):
             known = await line.backend.registry.versions(SHOP)
@@ -99,7 +99,7 @@ async def test_a_killed_training_process_is_redone_and_given_up_in_the_end(
 ) -> None:
     """As the kernel does it when memory runs out: the parent lives, and its message is acknowledged."""
     known = await line.backend.registry.versions(SHOP)
-    line.worker.start(stage_s=0.6)
+    line.worker.start(stage_s=1.5)
     evolution_id = await line.begun()
     killed = 0
     for stage in rng.sample(LEARNING, MAX_ATTEMPTS - 1 if full else 1):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import signal
-import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -91,8 +90,9 @@ async def sampled(read: Callable[[], Awaitable[float]]) -> AsyncIterator[list[fl
     sampling = asyncio.create_task(sample())
     try:
         yield found
+        assert len(found) > 1, "nothing was sampled"
     finally:
-        sampling.cancel()
+        assert sampling.cancel(), sampling.exception()
 
 
 async def test_ten_times_the_load_is_shed_and_forgotten(full: bool, outcome: Tell) -> None:
@@ -110,8 +110,6 @@ async def test_ten_times_the_load_is_shed_and_forgotten(full: bool, outcome: Tel
     assert len(load.shed) > len(load.answered) > 0
     assert max(rankings) <= PLACES
     assert max(memory) < memory[0] + ROOM
-    # Shedding costs no place in the engine, so it is over before a ranking is.
-    assert statistics.median(load.shed) < statistics.median(load.answered)
     outcome(
         5,
         "At ten times the sustained rate each request is answered or shed with 503, Retry-After; then all is as before",

@@ -138,7 +138,7 @@ async def test_hostile_bytes_end_in_no_server_error(
             assert all(status < 500 for status in statuses), (name, statuses)
             tried[name] += 1
     samples = [*RAW.values(), *(framed(body) for body in BODIES.values())]
-    for _ in range(3000 if full else 60):
+    for _ in range(600 if full else 60):
         sent = bytearray(rng.choice(samples)[:4000])
         for _ in range(rng.randint(1, 8)):
             sent[rng.randrange(len(sent))] = rng.randrange(256)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 from evolver.evolve import evolve_once
 from evolver.upkeep import upkeep
 from evolver.window import load_window
+from shared.archive_files import ArchiveFiles
+from shared.artifacts import STAGING_KEPT_S, ArtifactStore
 from shared.evolutions import EvolutionStatus
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of
@@ -168,9 +171,22 @@ async def test_killed_while_archiving_and_trimming(doom: Doom, rng: random.Rando
                 await shop.erase()
         assert not await redis.killed("upkeep", 120)
         cases += await shop.check()
+        assert {event.event_id for event in flat(shop.archived())} == shop.expected
         assert len(backend.artifacts.names(SHOP)) <= 3
     what = "a killed worker leaves whole archive files alone, and the next one goes on: nothing lost, nothing twice"
     outcome(4, what, faults={"worker killed while archiving, pruning or trimming": kills}, cases=cases)
+
+
+async def test_a_half_written_file_is_never_seen(doom: Doom, rng: random.Random, full: bool, outcome: Tell) -> None:
+    redis, kills = doom(), 20 if full else 2
+    store = ArtifactStore(redis.settings)
+    for _ in range(kills):
+        assert await redis.killed("write", rng.uniform(0.0, 0.1))
+        assert (store.files(SHOP, "archive", "0"), ArchiveFiles(store).spans(SHOP, 0)) == ([], [])
+    assert store.sweep(SHOP) == 0
+    assert store.sweep(SHOP, time.time() + STAGING_KEPT_S + 60) == kills
+    what = "a file of the archive is seen whole or not at all; what was half written is swept after a day"
+    outcome(4, what, faults={"process killed while writing a file": kills}, cases=2 * kills)
 
 
 async def test_killed_while_restoring(doom: Doom, rng: random.Random, full: bool, outcome: Tell) -> None:

@@ -298,13 +298,21 @@ async def test_a_service_that_starts_on_a_damaged_champion(
         found = await domain_of(running)
         assert found["aliases"][CHAMPION] == damaged[-1]
         assert set(found["refusals"]) == set(damaged)
+        running.engines.last.die()
+        await until(partial(rebuilt, running))
+        await running.ready()
+        assert await serving_adapter(running) == sound, "the next engine does not hold the ancestor"
         await running.served_by(await running.publisher.publish())
     outcome(
         3,
         "a service that starts on damaged versions serves the nearest sound ancestor",
-        faults={"damaged version": 3},
+        faults={"damaged version": 3, "engine died": 1},
         cases=5,
     )
+
+
+async def rebuilt(running: Running) -> bool:
+    return len(running.engines.built) > 1
 
 
 async def test_an_adapter_whose_numbers_diverged_is_refused(shop_service: Running, outcome: Tell) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from shared import archive
+from shared import archive, erasure
 from shared.archive import Archive
 from shared.archive_files import ArchiveFiles, Span, covered_to, gaps
 from shared.artifacts import STAGING_KEPT_S, ArtifactStore
@@ -17,6 +17,7 @@ from shared.config import Settings
 from shared.erasure import Eraser, ErasureMarks, Mark
 from shared.errors import InvalidArtifact
 from shared.history import HistoryStore
+from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, Interaction, UserId
 from tests.factories import BEAUTY, interaction, manifest
@@ -210,3 +211,15 @@ def test_what_dead_processes_staged_goes_after_a_day(settings: Settings) -> None
     assert store.sweep(BEAUTY, now + STAGING_KEPT_S + 60) == 2
     assert not any(path.exists() for path in left)
     assert files.spans(BEAUTY, 0) == [Span("0-0", "1-0")]
+
+
+async def test_a_holder_that_was_killed_does_not_stop_erasures(
+    redis: Redis, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "LOCK_S", 0.5)
+    await world.append(*"ab")
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+    await redis.lock(PartitionKeys(BEAUTY, 0).archive_lock, timeout=erasure.LOCK_S).acquire()
+    assert len(await world.eraser.erase(BEAUTY, UserId("a"))) == 1
+    assert [event.user_id for event in world.archived()] == ["b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import socket
 
@@ -26,8 +27,9 @@ async def test_it_tells_of_runs_and_of_the_champion(backend: Backend) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     figures = Figures()
-    figures.serve(backend.settings.model_copy(update={"worker_metrics_port": port}))
-    await figures.read(backend)
+    asked = dataclasses.replace(backend, settings=backend.settings.model_copy(update={"worker_metrics_port": port}))
+    figures.serve(asked.settings)
+    await figures.read(asked)
     async with httpx.AsyncClient() as http:
         text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
     found = dict(re.findall(r"^(evorec_\S+) (\S+)$", text, re.MULTILINE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import pytest
 
@@ -202,26 +201,27 @@ async def test_a_sleeper_writes_neither_the_record_nor_the_files_of_its_successo
     assert len(await backend.registry.versions(DOMAIN)) == len(backend.artifacts.names(DOMAIN)) == 1
 
 
-async def test_what_dead_attempts_left_goes_and_what_an_earlier_redis_counted_stays(backend: Backend) -> None:
+async def test_what_dead_attempts_left_goes(backend: Backend) -> None:
+    dead = backend.artifacts.stage(DOMAIN, AdapterName("shop-v000002"))
+    other = backend.artifacts.stage(DomainId("shop-2"), AdapterName("shop-2-v000001"))
+    await fill(backend)
+    await run(backend)
+    assert not dead.path.exists()
+    assert other.path.exists()
+
+
+async def test_no_run_starts_over_a_lost_registry(backend: Backend) -> None:
     """Evolution ids begin anew where Redis has lost everything, and the artifacts wait for `registry rebuild`."""
     await fill(backend)
     await run(backend)
-    old = backend.artifacts.manifest(DOMAIN, AdapterName("shop-v000001"))
-    backend.artifacts.delete(DOMAIN, old.name)
-    with backend.artifacts.stage(DOMAIN, old.name) as staged:
-        (staged.path / "adapter_model.safetensors").write_text("of an earlier Redis")
-        staged.commit(old.model_copy(update={"created_at": old.created_at - timedelta(days=1)}))
     await backend.redis.flushall()
     await fill(backend)
-    dead = backend.artifacts.stage(DOMAIN, AdapterName("shop-v000002"))
-    other = backend.artifacts.stage(DomainId("shop-2"), AdapterName("shop-2-v000001"))
 
-    done = await run(backend)
+    refused = await run(backend)
 
-    assert done.adapter == "shop-v000002"
-    assert backend.artifacts.names(DOMAIN) == ["shop-v000001", "shop-v000002"]
-    assert not dead.path.exists()
-    assert other.path.exists()
+    assert refused.status is EvolutionStatus.failed
+    assert "evorec registry rebuild" in (refused.error or "")
+    assert backend.artifacts.names(DOMAIN) == ["shop-v000001"]
 
 
 async def test_a_run_whose_worker_dies_every_time_is_given_up(backend: Backend) -> None:

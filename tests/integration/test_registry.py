@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
@@ -253,3 +254,20 @@ async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
+
+
+async def test_a_move_that_cannot_be_recorded_has_happened(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told otherwise does it again: a rollback that is repeated goes back twice."""
+    await three_versions(registry, artifacts)
+
+    async def away(*_: object) -> None:
+        raise RedisConnectionError
+
+    monkeypatch.setattr(redis, "lrem", away)
+    assert await registry.rollback(BEAUTY) == V2
+    assert await registry.champion(BEAUTY) == V2
+    monkeypatch.undo()
+    await registry.record_moves(BEAUTY)
+    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1, V2, V3, V2]

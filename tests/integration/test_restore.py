@@ -172,8 +172,11 @@ async def test_two_restores_at_once_bring_nothing_twice(redis: Redis, world: Wor
     assert await everything(world, redis) == before
 
 
-async def test_who_is_erased_meanwhile_stays_erased(redis: Redis, world: World) -> None:
-    await fill(world)
+async def test_who_is_erased_meanwhile_stays_erased(
+    redis: Redis, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "PART_ROWS", 10_000)  # one file, still being read while it is rewritten
+    await fill(world, 3000)
     before = [event for event in await world.streamed() if event.user_id not in ("u1", "u2")]
     await redis.flushdb()
     await world.eraser.erase(BEAUTY, UserId("u1"))  # before, and again in the middle

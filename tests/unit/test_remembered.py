@@ -1,0 +1,89 @@
+"""Histories that outlive the store, and erased ones that do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.remembered import RememberedHistories
+from service.store_guard import StoreGuard
+from shared.history import HistoryStore
+from shared.metrics import Metrics
+from shared.types import DomainId, Interaction, UserId
+from tests.factories import interaction
+
+SHOP, ADA, BOB = DomainId("shop"), UserId("ada"), UserId("bob")
+
+
+class Store:
+    """A history store that may be away, or slow."""
+
+    def __init__(self, histories: Mapping[UserId, tuple[Interaction, ...]]) -> None:
+        self.histories = histories
+        self.away = False
+        self.slow: asyncio.Event | None = None
+
+    async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
+        if self.away:
+            raise RedisConnectionError
+        found = self.histories.get(user_id, ())
+        if self.slow is not None:
+            await self.slow.wait()
+        return found
+
+
+def events(n: int) -> tuple[Interaction, ...]:
+    return tuple(interaction(at=float(number)) for number in range(n))
+
+
+def remembering(store: Store, limit: int = 100) -> RememberedHistories:
+    guard = StoreGuard(5.0, Metrics(), clock=lambda: 0.0)
+    return RememberedHistories(cast("HistoryStore", store), guard, limit)
+
+
+async def test_the_last_known_history_is_there_while_the_store_is_away() -> None:
+    store = Store({ADA: events(3)})
+    remembered = remembering(store)
+    assert (await remembered.get(SHOP, ADA)).current
+    store.away = True
+    known = await remembered.get(SHOP, ADA)
+    assert (len(known.events), known.current) == (3, False)
+    assert (await remembered.get(SHOP, BOB)).events == ()
+    assert (await remembered.get(DomainId("other"), ADA)).events == ()
+
+
+async def test_an_erased_user_is_remembered_no_longer() -> None:
+    store = Store({ADA: events(3)})
+    remembered = remembering(store)
+    await remembered.get(SHOP, ADA)
+    remembered.forget(SHOP, ADA)
+    store.away = True
+    assert (await remembered.get(SHOP, ADA)).events == ()
+
+
+async def test_a_read_that_an_erasure_overtakes_is_not_remembered() -> None:
+    store = Store({ADA: events(3)})
+    store.slow = asyncio.Event()
+    remembered = remembering(store)
+    reading = asyncio.create_task(remembered.get(SHOP, ADA))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    remembered.forget(SHOP, ADA)
+    store.slow.set()
+    assert len((await reading).events) == 3
+    store.away = True
+    assert (await remembered.get(SHOP, ADA)).events == ()
+
+
+async def test_memory_is_bounded_by_interactions() -> None:
+    users = [UserId(f"u{n}") for n in range(10)]
+    store = Store({user: events(30) for user in users} | {ADA: events(101)})
+    remembered = remembering(store, limit=100)
+    for user in [*users, ADA]:
+        await remembered.get(SHOP, user)
+    store.away = True
+    kept = [user for user in [*users, ADA] if (await remembered.get(SHOP, user)).events]
+    assert kept == users[-3:]
