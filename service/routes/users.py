@@ -70,8 +70,10 @@ async def erase_user(
     decided(request.state, domain=services.domain(domain), erased_user=user_id)
     name = await services.known_domain(domain)
     versions = await services.registry.versions(name)
-    erased = await services.eraser.erase(name, UserId(user_id))
-    services.remembered.forget(name, UserId(user_id))
+    try:
+        erased = await services.eraser.erase(name, UserId(user_id))
+    finally:
+        services.remembered.forget(name, UserId(user_id))  # the history may be gone where the archive failed
     if not erased:
         raise _unknown(name, user_id)
     learned: list[AdapterName] = []
