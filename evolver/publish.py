@@ -129,7 +129,8 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
     An attempt that died between the artifact and the registry has left a complete version: it is published as it
     is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes.
     """
-    await asyncio.to_thread(backend.artifacts.clear_staging, evolution.domain)
+    # Under the lease: whoever still stages a version of this domain has lost it.
+    await asyncio.to_thread(backend.artifacts.sweep, evolution.domain, 0.0, versions_only=True)
     registered = await backend.registry.versions(evolution.domain)
     for known in registered:
         if known.evolution_id == evolution.id:

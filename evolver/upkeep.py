@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from evolver.backend import Backend
-from shared.errors import EvorecError
+from shared.errors import EvorecError, Unavailable
 from shared.manifest import split_adapter_name
 from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DomainKeys
@@ -46,12 +46,23 @@ async def upkeep(backend: Backend, domain: DomainId) -> None:
         items = await backend.catalog.all(domain)
         await asyncio.to_thread(backend.archive_files.put_items, domain, items)
         log.info("archived", domain=domain, interactions=archived, items=len(items))
-    await backend.eraser.purge(domain)
+    unpurged = await _purge(backend, domain)
     dropped = await backend.registry.prune(domain, settings.kept_versions, await _in_use(backend, domain))
     trimmed = await backend.archive.trim(domain, await backend.registry.versions(domain)) if settings.archive else 0
     swept = await asyncio.to_thread(backend.artifacts.sweep, domain)
+    if unpurged is not None:
+        raise unpurged
     await backend.redis.set(DomainKeys(domain).upkeep, state)
     log.info("upkeep_done", domain=domain, dropped=dropped, trimmed=trimmed, swept=swept)
+
+
+async def _purge(backend: Backend, domain: DomainId) -> Unavailable | OSError | None:
+    """What has stopped it: pruning and trimming, which free space, must not wait for that."""
+    try:
+        await backend.eraser.purge(domain)
+    except (Unavailable, OSError) as error:
+        return error
+    return None
 
 
 async def after_run(backend: Backend, domain: DomainId) -> None:

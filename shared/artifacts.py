@@ -167,16 +167,6 @@ class ArtifactStore:
         self._fs.rm(folder, recursive=True)
         shutil.rmtree(self._cache / domain / name, ignore_errors=True)
 
-    def clear_staging(self, domain: DomainId) -> None:
-        """Removes what writers that died have staged. A writer that is merely slow fails; it must not be one whose
-        version still counts.
-        """
-        parent = Path(self._at(domain)) if self._local else self._cache
-        for folder in parent.glob(f"{STAGING_PREFIX}*"):
-            name, _, _ = folder.name.removeprefix(STAGING_PREFIX).rpartition("-")
-            if _is_version(domain, name):
-                shutil.rmtree(folder, ignore_errors=True)
-
     def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
         """Writing the same move again changes nothing."""
         with self.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:
@@ -249,17 +239,28 @@ class ArtifactStore:
         if self._fs.exists(self._at(domain, *path)):
             self._fs.rm_file(self._at(domain, *path))
 
-    def sweep(self, domain: DomainId, now: float | None = None) -> int:
-        """Removes what dead processes left staged (untouched for `STAGING_KEPT_S`); how many folders and files."""
-        oldest = (time.time() if now is None else now) - STAGING_KEPT_S
-        root = Path(self._at(domain)) if self._local else self._cache
-        leftovers = [path for path in root.rglob(f"{STAGING_PREFIX}*") if path.lstat().st_mtime < oldest]
-        for path in leftovers:
+    def sweep(self, domain: DomainId, older_than_s: float = STAGING_KEPT_S, *, versions_only: bool = False) -> int:
+        """Removes what dead processes left staged and nobody has touched for so long; how many folders and files.
+
+        A writer that is merely slow fails for it: with a short time, it must not be one whose work still counts.
+        """
+        parent = Path(self._at(domain))  # refuses what is no domain, wherever the store is
+        oldest = time.time() - older_than_s
+        swept = 0
+        for path in _staged(parent if self._local else self._cache):
+            if versions_only and not _is_version(domain, path.name.removeprefix(STAGING_PREFIX).rpartition("-")[0]):
+                continue
+            try:
+                if path.lstat().st_mtime > oldest:
+                    continue
+            except FileNotFoundError:
+                continue  # its writer has just put it in place, or given it up
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        return len(leftovers)
+            swept += 1
+        return swept
 
     def _refuse_existing(self, domain: DomainId, name: AdapterName) -> None:
         if split_adapter_name(name)[0] != domain:
@@ -313,6 +314,14 @@ def _is_version(domain: DomainId, name: str) -> bool:
         return split_adapter_name(name)[0] == domain
     except NotFound:
         return False
+
+
+def _staged(root: Path) -> Iterator[Path]:
+    """What is staged in a folder and those below it. Folders may come and go meanwhile."""
+    for folder, folders, files in os.walk(root):
+        found = [name for name in [*folders, *files] if name.startswith(STAGING_PREFIX)]
+        folders[:] = [name for name in folders if name not in found]
+        yield from (Path(folder, name) for name in found)
 
 
 def _files(folder: Path) -> list[str]:

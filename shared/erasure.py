@@ -3,6 +3,7 @@
 Others write to the archive at the same time, and may have read the user's entries just before they went. So an erasure
 leaves a mark beside the archive before it removes anything: whoever reads the archive leaves the marked entries out,
 and the upkeep removes what a late writer has put there. Marks name users by hash, and go after `MARK_KEPT_S`.
+What is damaged is skipped, so that it does not stop the others; the marks stay until nothing of the partition is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import LockError
 
@@ -25,6 +27,8 @@ from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import InteractionLog, order_of
 from shared.types import STREAM_START, DomainId, UserId
+
+log = structlog.get_logger(__name__)
 
 MARKS = "erased"
 MARK_KEPT_S = 24 * 3600  # a run, and with it whoever may still write what it has read, ends within hours
@@ -40,6 +44,9 @@ class Mark:
     at: float
 
 
+Erased = Callable[[UserId, str], bool]
+
+
 class ErasureMarks:
     """Synchronous file I/O: `<domain>/archive/<partition>/erased/<hash of the user>.json`."""
 
@@ -51,27 +58,26 @@ class ErasureMarks:
             staged.write_text(json.dumps({"until": mark.until, "at": mark.at}))
 
     def all(self, domain: DomainId, partition: int) -> Mapping[str, Mark]:
-        """By hash of the user."""
+        """By hash of the user. One damaged mark must not stop every erasure to come: it is logged, left out."""
         found = {}
         for name in self._artifacts.files(domain, ARCHIVE, str(partition), MARKS):
             try:
                 with self._artifacts.open(domain, ARCHIVE, str(partition), MARKS, name) as file:
-                    found[name.removesuffix(".json")] = Mark(**json.load(file))
+                    found[name.removesuffix(".json")] = _mark(**json.load(file))
             except FileNotFoundError:
                 continue  # another upkeep has removed it
-            except (ValueError, TypeError) as error:
-                raise InvalidArtifact(f"erasure mark {name} of {domain} cannot be read: {error}") from error
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                log.warning(
+                    "erasure_mark_damaged",
+                    file=f"{domain}/{ARCHIVE}/{partition}/{MARKS}/{name}",
+                    error=repr(error),
+                    remedy="delete the file and repeat the erasures of its day (GET /admin/audit has them)",
+                )
         return found
 
-    def erased(self, domain: DomainId, partition: int) -> Callable[[UserId, str], bool]:
+    def erased(self, domain: DomainId, partition: int) -> Erased:
         """Whether a user's entry (stream id) has been erased."""
-        marks = self.all(domain, partition)
-
-        def erased(user_id: UserId, stream_id: str) -> bool:
-            mark = marks.get(_digest(user_id)) if marks else None
-            return mark is not None and order_of(stream_id) <= order_of(mark.until)
-
-        return erased
+        return _by_marks(self.all(domain, partition))
 
     def forget(self, domain: DomainId, partition: int, now: float) -> None:
         """Removes marks whose time is over."""
@@ -96,51 +102,101 @@ class Eraser:
     async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
         """Removes all that is known of a user, wherever it is; the stream ids of the interactions that this was.
 
-        Unavailable where the archive cannot be written, before anything is removed; a call that failed can be repeated.
+        Unavailable where the archive cannot be read or written: some of it may be there still. A call that failed can
+        be repeated until all is gone. Damaged files are skipped; an upkeep cleans them once they can be read again.
         """
+        try:
+            return await self._erase(domain, user_id)
+        except OSError as error:
+            raise Unavailable(
+                f"the archive of {domain} cannot be read or written, so that not all is erased; try again: {error}"
+            ) from error
+
+    async def _erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
         partition = partition_of(user_id, self._settings.partitions)
         if not self._settings.archive and not await asyncio.to_thread(self._artifacts.files, domain, ARCHIVE):
             return await self._history.erase(domain, user_id)
         tail = (await self._stream.tail(domain))[partition]
         spans = await asyncio.to_thread(self._files.spans, domain, partition)
         until = max([tail, *(span.until for span in spans)], key=order_of, default=STREAM_START)
-        mark = Mark(until, self._clock())
-        try:
-            await asyncio.to_thread(self._marks.add, domain, partition, user_id, mark)
-        except OSError as error:
-            raise Unavailable(f"the archive cannot be written, so nothing was erased: {error}") from error
+        await asyncio.to_thread(self._marks.add, domain, partition, user_id, Mark(until, self._clock()))
         known = await self._history.erase(domain, user_id)
-        return known | await self._purge(domain, partition, _only(user_id, until))
+        return known | (await self._remove(domain, partition, _only(user_id, until))).stream_ids
 
     async def purge(self, domain: DomainId) -> int:
-        """Removes from the archive what late writers have put there of erased users; how many entries that were."""
-        removed = 0
+        """Removes from the archive what late writers have put there of erased users; how many entries that were.
+
+        Unavailable where a partition could not be rewritten; the others are, all the same.
+        """
+        removed, failed = 0, None
         for partition in await asyncio.to_thread(self._files.partitions, domain):
-            if await asyncio.to_thread(self._marks.all, domain, partition):
-                erased = await asyncio.to_thread(self._marks.erased, domain, partition)
-                removed += len(await self._purge(domain, partition, erased))
-                await asyncio.to_thread(self._marks.forget, domain, partition, self._clock())
+            try:
+                removed += await self._purge(domain, partition)
+            except (OSError, Unavailable) as error:
+                log.warning("archive_not_purged", domain=domain, partition=partition, error=repr(error))
+                failed = error
+        if failed is not None:
+            raise Unavailable(f"the archive of {domain} keeps entries of erased users: {failed}") from failed
         return removed
 
-    async def _purge(self, domain: DomainId, partition: int, chosen: Callable[[UserId, str], bool]) -> frozenset[str]:
+    async def _purge(self, domain: DomainId, partition: int) -> int:
+        marks = await asyncio.to_thread(self._marks.all, domain, partition)
+        if not marks:
+            return 0
+        removed = await self._remove(domain, partition, _by_marks(marks))
+        if removed.everywhere:
+            await asyncio.to_thread(self._marks.forget, domain, partition, self._clock())
+        return len(removed.stream_ids)
+
+    async def _remove(self, domain: DomainId, partition: int, chosen: Erased) -> _Removed:
         """One at a time: of two that rewrite a file at once, the later would undo what the earlier has done."""
         lock = self._redis.lock(
             PartitionKeys(domain, partition).archive_lock, timeout=LOCK_S, blocking_timeout=LOCK_WAIT_S
         )
         spans = await asyncio.to_thread(self._files.spans, domain, partition)
-        removed: set[str] = set()
+        removed, everywhere = set[str](), True
         try:
             async with lock:
                 for span in spans:
-                    removed |= await asyncio.to_thread(self._files.remove, domain, partition, span, chosen)
+                    try:
+                        removed |= await asyncio.to_thread(self._files.remove, domain, partition, span, chosen)
+                    except InvalidArtifact as error:
+                        everywhere = False
+                        log.warning(
+                            "archive_file_damaged",
+                            error=str(error),
+                            remedy="put it back from a copy, or delete it: what only it holds is lost",
+                        )
                     await lock.reacquire()
         except LockError as error:
             raise Unavailable(f"the archive of {domain} is being rewritten; try again") from error
-        return frozenset(removed)
+        return _Removed(frozenset(removed), everywhere)
 
 
-def _only(user_id: UserId, until: str) -> Callable[[UserId, str], bool]:
+@dataclass(frozen=True, slots=True)
+class _Removed:
+    """`everywhere`: every file could be read."""
+
+    stream_ids: frozenset[str]
+    everywhere: bool
+
+
+def _only(user_id: UserId, until: str) -> Erased:
     return lambda user, stream_id: user == user_id and order_of(stream_id) <= order_of(until)
+
+
+def _by_marks(marks: Mapping[str, Mark]) -> Erased:
+    def erased(user_id: UserId, stream_id: str) -> bool:
+        mark = marks.get(_digest(user_id)) if marks else None
+        return mark is not None and order_of(stream_id) <= order_of(mark.until)
+
+    return erased
+
+
+def _mark(until: str, at: float) -> Mark:
+    """ValueError, TypeError or AttributeError where the values are none of a mark."""
+    order_of(until)
+    return Mark(until, float(at))
 
 
 def _digest(user_id: UserId) -> str:

@@ -25,6 +25,7 @@ from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry import CHAMPION, Registry, Route
+from shared.restore import Restorer
 from shared.stream import InteractionLog, order_of
 from shared.types import STREAM_START, AdapterName, DomainId, Item, StreamPositions
 
@@ -86,6 +87,7 @@ class Rebuilder:
         self._artifacts = artifacts
         self._catalog = CatalogStore(redis)
         self._stream = InteractionLog(redis, settings)
+        self._restorer = Restorer(redis, settings, artifacts)
         self._registry = Registry(redis, artifacts, clock)
         self._clock = clock
 
@@ -105,6 +107,7 @@ class Rebuilder:
         for partition, end in found.ends.items():
             # Else a late clock would give new interactions ids that the champion counts as learned.
             await self._stream.continue_behind(domain, partition, end)
+        await self._restorer.remember_loss(domain, found.archived)
         await self._register(domain, found)
         await self._registry.record_moves(domain)
         await self._redis.publish(CHANGES_CHANNEL, domain)

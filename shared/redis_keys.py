@@ -70,6 +70,11 @@ class PartitionKeys:
         return self._key("archived")
 
     @property
+    def lost(self) -> str:
+        """Hash: up to where this Redis lacks what the archive holds; from a rebuild until that is brought back."""
+        return self._key("lost")
+
+    @property
     def restored(self) -> str:
         """Stream of what the archive gives back, until it takes the place of the stream."""
         return self._key("restored")

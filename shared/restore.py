@@ -22,22 +22,34 @@ from shared.erasure import ErasureMarks
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.redis_keys import DomainKeys, PartitionKeys
 from shared.stream import encode, order_of, popularity_weight
-from shared.types import DomainId, Interaction
+from shared.types import DomainId, Interaction, StreamPositions
 
 log = structlog.get_logger(__name__)
 
 SPLICE_CHUNK = 1000
 
-# KEYS: stream, archived, restoring, restored, erased.  ARGV: last id of the archive.
+# KEYS: stream, archived, restoring, lost.  ARGV: last id of the archive.
+# An emptied Redis can be told by what it lacks; once upkeeps trim it again, only by this.
+REMEMBER_LOSS = """
+if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4]) > 0 then return end
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+redis.call('HSET', KEYS[4], 'until', first and first[1] or ARGV[1], 'open', first and '1' or '0')
+"""
+
+# KEYS: stream, archived, restoring, restored, erased, lost.  ARGV: last id of the archive.
 # -> {'done'} | {'on', after (exclusive), until, '1' if until is exclusive}
-# Whatever the stream holds has arrived since the loss; what the archive has from there on is in Redis already.
+# Whatever the stream holds has arrived since the loss, and what was trimmed behind a rebuild has as well; what the
+# archive has from there on is in Redis already.
 BEGIN = """
 if redis.call('EXISTS', KEYS[3]) == 0 then
-  if redis.call('EXISTS', KEYS[2]) == 1 then return {'done'} end
   local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+  local lost = redis.call('HMGET', KEYS[6], 'until', 'open')
+  if not lost[1] then
+    if redis.call('EXISTS', KEYS[2]) == 1 then return {'done'} end
+    lost = {first and first[1] or ARGV[1], first and '1' or '0'}
+  end
   redis.call('DEL', KEYS[4], KEYS[5])
-  redis.call('HSET', KEYS[3], 'after', '0-0', 'until', first and first[1] or ARGV[1], 'open', first and '1' or '0',
-             'copied', '0-0')
+  redis.call('HSET', KEYS[3], 'after', '0-0', 'until', lost[1], 'open', lost[2], 'copied', '0-0')
   -- New entries come behind the archive's, even where the clock of a new Redis is late.
   if not first and type(redis.pcall('XADD', KEYS[1], ARGV[1], 'e', '')) == 'string' then
     redis.call('XDEL', KEYS[1], ARGV[1])
@@ -88,7 +100,7 @@ redis.call('HSET', KEYS[5], 'after', ARGV[4], 'restored', restored)
 return restored
 """
 
-# KEYS: stream, archived, restoring, restored, erased.  ARGV: page, last id of the archive.  -> 1 once done
+# KEYS: stream, archived, restoring, restored, erased, lost.  ARGV: page, last id of the archive.  -> 1 once done
 SPLICE = """
 if redis.call('EXISTS', KEYS[3]) == 0 then return 1 end
 if redis.call('EXISTS', KEYS[4]) == 1 then
@@ -103,7 +115,7 @@ if redis.call('EXISTS', KEYS[4]) == 1 then
   if type(redis.pcall('XADD', KEYS[1], ARGV[2], 'e', '')) == 'string' then redis.call('XDEL', KEYS[1], ARGV[2]) end
 end
 redis.call('SET', KEYS[2], ARGV[2])
-redis.call('DEL', KEYS[3], KEYS[5])
+redis.call('DEL', KEYS[3], KEYS[5], KEYS[6])
 return 1
 """
 
@@ -138,6 +150,7 @@ class Restorer:
         self._files = ArchiveFiles(artifacts)
         self._marks = ErasureMarks(artifacts)
         self._clock = clock
+        self._remember_loss = redis.register_script(REMEMBER_LOSS)
         self._begin = redis.register_script(BEGIN)
         self._restore = redis.register_script(RESTORE)
         self._splice = redis.register_script(SPLICE)
@@ -163,6 +176,15 @@ class Restorer:
                 rows += header.rows
         return rows
 
+    async def remember_loss(self, domain: DomainId, archived: StreamPositions) -> None:
+        """What the archive holds, up to `archived`, has been lost: however much is trimmed, it can be brought back.
+
+        Nothing changes where Redis has the interactions, or gets them back already.
+        """
+        for partition, until in archived.items():
+            keys = PartitionKeys(domain, partition)
+            await self._remember_loss(keys=[keys.stream, keys.archived, keys.restoring, keys.lost], args=[until])
+
     async def restore(self, domain: DomainId, done: Callable[[int], object] = lambda _: None) -> Restored:
         """Brings back what Redis lacks; `done(n)` for every n rows of the archive, brought back or not.
 
@@ -182,7 +204,7 @@ class Restorer:
         if not spans:
             return Restored()
         end = max((span.until for span in spans), key=order_of)
-        shared = [keys.stream, keys.archived, keys.restoring, keys.restored, keys.erased]
+        shared = [keys.stream, keys.archived, keys.restoring, keys.restored, keys.erased, keys.lost]
         state, *where = await self._begin(keys=shared, args=[end])
         if state == "done":
             return Restored()

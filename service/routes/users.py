@@ -73,7 +73,7 @@ async def erase_user(
     try:
         erased = await services.eraser.erase(name, UserId(user_id))
     finally:
-        services.remembered.forget(name, UserId(user_id))
+        services.remembered.forget(name, UserId(user_id))  # the history may be gone where the archive failed
     if not erased:
         raise _unknown(name, user_id)
     learned: list[AdapterName] = []

@@ -10,12 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
+from shared.config import Settings
+from shared.errors import Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
+from shared.types import STREAM_START, UserId
+from tests.factories import BEAUTY, manifest
 from tests.faults.conftest import Tell
 from tests.faults.evolution_line import SHOP, TIMEOUT_S, Line, open_line
 from tests.integration.evolver_support import finished, until
+from tests.integration.test_archive import World
 
 DISK_MIB = 32
 PAGE = 4096  # what a file takes on such a disk at least
@@ -135,6 +141,35 @@ async def test_an_alias_move_that_finds_the_disk_full_is_recorded_later(line: Li
         "an alias that moves while the disk is full has moved; the tick writes its record once there is space",
         faults={"disk full while publishing (tmpfs)": tried},
         cases=5 + await line.check(known, done),
+    )
+
+
+async def test_an_erasure_that_finds_the_disk_full_can_be_repeated(
+    redis: Redis, redis_settings: Settings, disk: Path, outcome: Tell
+) -> None:
+    """The mark fits, the archive's file does not."""
+    world = World(redis, redis_settings.model_copy(update={"artifacts_url": f"file://{disk}"}))
+    await world.append(*(f"u{n % 7}" for n in range(2000)))
+    events = await world.streamed()
+    version = manifest(1, stream_ranges={0: (STREAM_START, events[-1].stream_id)})
+    await world.archive.extend(BEAUTY, [version])
+    tried, user = 0, UserId("u3")
+    for pages in (0, 1, 2):
+        fill(disk, pages)
+        tried += 1
+        with pytest.raises(Unavailable, match="not all is erased"):
+            await world.eraser.erase(BEAUTY, user)
+        assert world.archived() == events
+    assert await world.history.get(BEAUTY, user) == ()
+    empty(disk)
+    theirs = {event.stream_id for event in events if event.user_id == user}
+    assert await world.eraser.erase(BEAUTY, user) == theirs
+    assert world.archived() == [event for event in events if event.user_id != user]
+    outcome(
+        3,
+        "an erasure that finds the disk full is answered with 503 and leaves every file whole; repeated, it erases all",
+        faults={"disk full while an archive file is rewritten (tmpfs)": tried},
+        cases=tried + len(events),
     )
 
 

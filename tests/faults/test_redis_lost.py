@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from evolver.evolve import evolve_once
 from evolver.upkeep import upkeep
 from evolver.window import load_window
 from shared.archive_files import ArchiveFiles
-from shared.artifacts import STAGING_KEPT_S, ArtifactStore
+from shared.artifacts import ArtifactStore
 from shared.evolutions import EvolutionStatus
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of
@@ -184,7 +183,7 @@ async def test_a_half_written_file_is_never_seen(doom: Doom, rng: random.Random,
         assert await redis.killed("write", rng.uniform(0.0, 0.1))
         assert (store.files(SHOP, "archive", "0"), ArchiveFiles(store).spans(SHOP, 0)) == ([], [])
     assert store.sweep(SHOP) == 0
-    assert store.sweep(SHOP, time.time() + STAGING_KEPT_S + 60) == kills
+    assert store.sweep(SHOP, older_than_s=0.0) == kills
     what = "a file of the archive is seen whole or not at all; what was half written is swept after a day"
     outcome(4, what, faults={"process killed while writing a file": kills}, cases=2 * kills)
 

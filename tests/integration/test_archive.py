@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,7 @@ from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, Interaction, UserId
-from tests.factories import BEAUTY, interaction, manifest
+from tests.factories import BEAUTY, commit, interaction, manifest
 
 POSITIONS = st.integers(0, 12).map(lambda n: f"{n}-0")
 SPANS = st.lists(
@@ -202,15 +206,38 @@ def test_what_dead_processes_staged_goes_after_a_day(settings: Settings) -> None
     store = ArtifactStore(settings)
     files = ArchiveFiles(store)
     files.write(BEAUTY, 0, Span("0-0", "1-0"), [], 1)
-    left = [store.stage(BEAUTY, manifest(1).name).path]
-    left += [settings.state_dir / "artifacts" / BEAUTY / "archive" / "0" / ".staging-0-0_2-0.parquet-1"]
-    left[1].write_text("half")
-    now = left[0].stat().st_mtime
-    assert store.sweep(BEAUTY, now) == 0
+    version = store.stage(BEAUTY, manifest(1).name).path
+    half = settings.state_dir / "artifacts" / BEAUTY / "archive" / "0" / ".staging-0-0_2-0.parquet-1"
+    half.write_text("half")
+    assert store.sweep(BEAUTY) == 0
+    long_ago = time.time() - STAGING_KEPT_S - 60
+    os.utime(half, (long_ago, long_ago))
+    assert store.sweep(BEAUTY) == 1
+    assert (half.exists(), version.exists()) == (False, True)
+    half.write_text("half")
+    assert store.sweep(BEAUTY, 0.0, versions_only=True) == 1
+    assert (half.exists(), version.exists()) == (True, False)
     assert files.spans(BEAUTY, 0) == [Span("0-0", "1-0")]
-    assert store.sweep(BEAUTY, now + STAGING_KEPT_S + 60) == 2
-    assert not any(path.exists() for path in left)
-    assert files.spans(BEAUTY, 0) == [Span("0-0", "1-0")]
+
+
+def test_what_is_put_in_place_while_swept_is_no_error(settings: Settings) -> None:
+    """Writers rename what they have staged at any moment of a sweep."""
+    store = ArtifactStore(settings)
+    files = ArchiveFiles(store)
+    ended = threading.Event()
+
+    def write() -> None:
+        for number in range(100):
+            files.write(BEAUTY, 0, Span("0-0", f"{number + 1}-0"), [], 1)
+            commit(store, manifest(number + 1))
+        ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
+        while not (ended.is_set() or written.done()):
+            assert store.sweep(BEAUTY) == 0
+        written.result()
+    assert len(files.spans(BEAUTY, 0)) == len(store.names(BEAUTY)) == 100
 
 
 async def test_a_holder_that_was_killed_does_not_stop_erasures(

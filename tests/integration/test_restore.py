@@ -15,12 +15,13 @@ from shared.archive_files import Span
 from shared.config import Settings
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.popularity import PopularityStore
+from shared.rebuild import Rebuilder
 from shared.redis_client import connect
 from shared.redis_keys import PartitionKeys
 from shared.restore import Restored, Restorer
 from shared.stream import order_of
 from shared.types import STREAM_START, Interaction, UserId
-from tests.factories import BEAUTY, interaction, manifest
+from tests.factories import BEAUTY, commit, interaction, manifest
 from tests.integration.test_archive import World
 
 USERS = [UserId(f"u{n}") for n in range(7)]
@@ -121,6 +122,40 @@ async def test_interactions_that_arrive_meanwhile_come_behind(redis: Redis, worl
     for user in USERS:
         newest = sorted((e for e in streamed if e.user_id == user), key=lambda e: (e.timestamp, order_of(e.stream_id)))
         assert await world.history.get(BEAUTY, user) == tuple(newest[-20:])
+
+
+@pytest.mark.parametrize("early", [0, 50], ids=["rebuilt at once", "interactions before the rebuild"])
+async def test_what_upkeeps_trim_behind_a_rebuild_is_no_obstacle(redis: Redis, world: World, early: int) -> None:
+    """Nobody has to bring the archive back before the versions that follow are published."""
+    await fill(world)
+    old = await world.streamed()
+    ends = [await world.log.tail(BEAUTY)]
+    commit(world.artifacts, manifest(1, stream_ranges={p: (STREAM_START, end) for p, end in ends[0].items()}))
+    await redis.flushdb()
+    fresh = [interaction(f"u{n % 7}", "new", 25.0 + n) for n in range(350)]
+    await world.log.append(BEAUTY, fresh[:early])
+    await Rebuilder(redis, world.settings, world.artifacts).rebuild(BEAUTY)
+    versions = []
+    for number, start, end in ((2, early, 200), (3, 200, 350)):
+        await world.log.append(BEAUTY, fresh[start:end])
+        ends.append(await world.log.tail(BEAUTY))
+        versions.append(manifest(number, stream_ranges={p: (ends[-2][p], to) for p, to in ends[-1].items()}))
+    new = await world.streamed()
+    await world.archive.extend(BEAUTY, versions)
+    assert await world.archive.trim(BEAUTY, versions[1:]) == 200
+
+    assert await restorer(world, redis).restore(BEAUTY) == Restored(interactions=len(old))
+    assert await restorer(world, redis).restore(BEAUTY) == Restored()
+
+    everything = sorted([*old, *new], key=lambda event: order_of(event.stream_id))
+    archived = [event for p in range(world.settings.partitions) for event in world.archived(p)]
+    assert sorted(archived, key=lambda event: order_of(event.stream_id)) == everything
+    assert len(await world.streamed()) == len(old) + 150
+    for user in USERS:
+        newest = sorted((e for e in everything if e.user_id == user), key=lambda e: e.timestamp)  # stable
+        assert await world.history.get(BEAUTY, user) == tuple(newest[-20:])
+    await world.archive.trim(BEAUTY, versions[1:])
+    assert len(await world.streamed()) == 150
 
 
 async def test_events_sent_again_since_the_loss_count_once(redis: Redis, redis_settings: Settings) -> None:

@@ -1,0 +1,114 @@
+"""Erasure beside what is damaged or busy: it goes as far as it can, says what it could not, and can be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from evolver.backend import Backend
+from evolver.upkeep import due, upkeep
+from shared import archive, erasure
+from shared.archive_files import Span
+from shared.config import Settings
+from shared.erasure import MARK_KEPT_S, Eraser
+from shared.errors import InvalidArtifact, Unavailable
+from shared.redis_keys import PartitionKeys
+from shared.types import STREAM_START, UserId
+from tests.factories import BEAUTY, commit, manifest
+from tests.integration.test_archive import World
+
+A, B = UserId("a"), UserId("b")
+
+
+@pytest.fixture
+async def world(redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Nine interactions of three users, in an archive of three files."""
+    monkeypatch.setattr(archive, "PART_ROWS", 3)
+    world = World(redis, redis_settings)
+    await world.append(*"abcabcabc")
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    assert await world.archive.extend(BEAUTY, [version]) == 9
+    return world
+
+
+def path_of(world: World, span: Span) -> Path:
+    return world.settings.state_dir / "artifacts" / BEAUTY / "archive" / "0" / span.file
+
+
+def users(world: World, span: Span) -> list[str]:
+    return [event.user_id for batch in world.files.read(BEAUTY, 0, span) for event in batch]
+
+
+def damage(path: Path) -> bytes:
+    """What was there before."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+async def test_a_damaged_file_does_not_stop_the_others(redis: Redis, world: World) -> None:
+    first, second, third = world.files.spans(BEAUTY, 0)
+    whole = damage(path_of(world, second))
+
+    with capture_logs() as logs:
+        assert len(await world.eraser.erase(BEAUTY, A)) == 3  # of all three, two of them from the files as well
+    assert [entry["event"] for entry in logs] == ["archive_file_damaged"]
+    assert second.file in logs[0]["error"]
+    assert logs[0]["remedy"]
+    assert users(world, first) == users(world, third) == ["b", "c"]
+    with pytest.raises(InvalidArtifact):
+        users(world, second)
+
+    # The mark stays as long as the file is damaged, and does its work once that is put back.
+    late = Eraser(redis, world.settings, world.artifacts, clock=lambda: 4e9 + MARK_KEPT_S)
+    assert await late.purge(BEAUTY) == 0
+    path_of(world, second).write_bytes(whole)
+    assert await late.purge(BEAUTY) == 1
+    assert users(world, second) == ["b", "c"]
+    assert world.artifacts.files(BEAUTY, "archive", "0", "erased") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"until": "x", "at": 1}', b'{"until": 5, "at": 1}', b"\xff"])
+async def test_a_damaged_mark_does_not_stop_the_others(world: World, content: bytes) -> None:
+    events = await world.streamed()
+    await world.eraser.erase(BEAUTY, A)
+    (mark,) = world.settings.state_dir.rglob("erased/*.json")
+    await world.eraser.erase(BEAUTY, B)
+    mark.write_bytes(content)
+    first = world.files.spans(BEAUTY, 0)[0]
+    world.files.write(BEAUTY, 0, first, events[:3], 1)  # by a late writer
+
+    with capture_logs() as logs:
+        assert await world.eraser.purge(BEAUTY) == 1
+    told = {(entry["event"], entry["file"].rpartition("/")[2]) for entry in logs}
+    assert told == {("erasure_mark_damaged", mark.name)}
+    assert users(world, first) == ["a", "c"]
+    assert mark.exists()
+
+
+async def test_an_upkeep_that_cannot_purge_prunes_and_trims(
+    redis: Redis, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "LOCK_WAIT_S", 0.1)
+    backend = Backend.over(redis, world.settings.model_copy(update={"kept_versions": 1}))
+    await backend.catalog.put(BEAUTY, ())
+    start, parent = STREAM_START, None
+    for number, event in enumerate((await world.streamed())[1::3], 1):
+        version = commit(world.artifacts, manifest(number, parent=parent, stream_ranges={0: (start, event.stream_id)}))
+        await backend.registry.publish(version, expected=parent, fencing_token=0)
+        start, parent = event.stream_id, version.name
+    await world.eraser.erase(BEAUTY, A)
+    lock = redis.lock(PartitionKeys(BEAUTY, 0).archive_lock, timeout=60)
+    await lock.acquire()
+
+    with pytest.raises(Unavailable, match="erased users"):
+        await upkeep(backend, BEAUTY)
+    assert len(await backend.registry.versions(BEAUTY)) == 2  # the champion and its parent
+    assert [event.user_id for event in await world.streamed()] == [*"cbcbc"]  # without a, and behind the first b
+    assert await due(backend, BEAUTY)
+    await lock.release()
+    await upkeep(backend, BEAUTY)
+    assert not await due(backend, BEAUTY)
