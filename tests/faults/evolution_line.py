@@ -54,6 +54,10 @@ def small_settings(folder: Path, *, weights: bool = True) -> Settings:
     )
 
 
+class Missed(AssertionError):
+    """The evolution was not seen in the stage."""
+
+
 class Line:
     """The domain `shop` and its line of versions."""
 
@@ -91,11 +95,15 @@ class Line:
         return active.id
 
     async def reach(self, evolution_id: EvolutionId, stage: str) -> None:
-        """Wait until an attempt at the evolution that was not waited for before is in the stage."""
+        """Wait until an attempt at the evolution that was not waited for before is in the stage.
+
+        Missed where it ended first: its record tells of stages twice a second alone.
+        """
 
         async def there() -> bool:
             record = await self.backend.evolutions.get(evolution_id)
-            assert not record.status.final, f"{evolution_id} ended before {stage}: {record}\n{self.worker.log}"
+            if record.status.final:
+                raise Missed(f"{evolution_id} ended before it was seen in {stage}: {record}\n{self.worker.log}")
             new = record.started_at != self._reached
             return record.status is EvolutionStatus.running and record.stage == stage and new
 
