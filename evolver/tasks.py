@@ -60,7 +60,7 @@ def register(app: Celery, settings: Settings, surroundings: Surroundings) -> Non
 
 async def _upkeep(settings: Settings, domain: DomainId) -> None:
     async with open_backend(settings) as backend:
-        await upkeep.after_run(backend, domain)
+        await upkeep.from_queue(backend, domain)
 
 
 def enqueuer(app: Celery) -> Enqueue:

@@ -154,8 +154,18 @@ class DomainKeys:
 
     @property
     def upkeep_enqueued(self) -> str:
-        """String with expiry: an upkeep waits in the broker's queue."""
+        """String with expiry: an upkeep waits in the broker's queue, or has just begun."""
         return self._key("upkeep-enqueued")
+
+    @property
+    def catalog_copied(self) -> str:
+        """The catalog version that the archive has a copy of."""
+        return self._key("catalog-copied")
+
+    @property
+    def catalog_copy_rests(self) -> str:
+        """String with expiry: the catalog has been copied lately."""
+        return self._key("catalog-copy-rests")
 
     @property
     def pruned(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
-from shared.artifacts import AliasMove, ArtifactStore
+from shared.artifacts import ARCHIVE, AliasMove, ArtifactStore
 from shared.errors import EvorecError
 from shared.manifest import split_adapter_name
 from shared.redis_keys import validate_domain
@@ -77,7 +78,47 @@ def entrances(store: ArtifactStore, domain: str, version: str) -> dict[str, Call
         "names": lambda: store.names(hostile),
         "alias_moves": lambda: store.alias_moves(hostile),
         "record_alias_move": lambda: store.record_alias_move(hostile, MOVE),
+        "route": lambda: store.route(hostile),
+        "record_route": lambda: store.record_route(hostile, "{}"),
+        "sweep": lambda: store.sweep(hostile, 0.0),
+        "last_move": lambda: store.last_move(hostile),
+        "alias_move": lambda: store.alias_move(hostile, "000000001.json"),
+        **{f"{what}, domain": partial(call, hostile, ARCHIVE) for what, call in files_of(store).items()},
+        **{f"{what}, name": partial(call, SHOP, name) for what, call in files_of(store).items()},
     }
+
+
+def files_of(store: ArtifactStore) -> dict[str, Callable[..., object]]:
+    """The functions that take a path in pieces."""
+    return {
+        "files": store.files,
+        "open": lambda *path: store.open(*path, "x").close(),
+        "delete_file": lambda *path: store.delete_file(*path, "x"),
+        "write": lambda *path: write(store, *path, "x"),
+    }
+
+
+def write(store: ArtifactStore, domain: DomainId, *path: str) -> None:
+    with store.write(domain, *path) as staged:
+        staged.write_text("whole")
+
+
+def test_the_stores_own_names_are_taken(store: ArtifactStore) -> None:
+    """What lies beside the versions has names that are no version's."""
+    assert (store.route(SHOP), store.last_move(SHOP), store.sweep(SHOP)) == (None, 0, 0)
+    store.record_route(SHOP, "{}")
+    assert store.route(SHOP) == "{}\n"
+    store.record_alias_move(SHOP, MOVE)
+    assert store.alias_moves(SHOP) == [MOVE] == [store.alias_move(SHOP, "000000001.json")]
+    assert store.last_move(SHOP) == 1
+    for folder in ("aliases", "archive"):
+        write(store, SHOP, folder, "0", "x")
+        assert store.files(SHOP, folder, "0") == ["x"]
+        with store.open(SHOP, folder, "0", "x") as file:
+            assert file.read() == b"whole"
+        store.delete_file(SHOP, folder, "0", "x")
+        assert store.files(SHOP, folder, "0") == []
+    assert store.files(SHOP) == ["aliases", "archive", "route.json"]
 
 
 def test_no_function_makes_a_path_of_a_tricky_name(

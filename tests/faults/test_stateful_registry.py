@@ -156,13 +156,16 @@ class RegistryMachine(RedisMachine):
     @rule(data=st.data(), share=st.floats(0, 1), paused=st.booleans())
     def route(self, data: st.DataObject, share: float, paused: bool) -> None:
         challenger = data.draw(st.sampled_from([None, *self.names]))
+        aliases, before = self.aliases(), self.run(self.registry.route(BEAUTY))
         error = self.outcome_of(self.registry.set_route(BEAUTY, challenger, share, paused))
-        if error is None:
-            route = self.run(self.registry.route(BEAUTY))
+        route = self.run(self.registry.route(BEAUTY))
+        if challenger is None or challenger in self.versions():
+            assert error is None
             assert route.paused == paused
             assert route.challenger == (None if challenger == self.champion() else challenger)
         else:
             assert isinstance(error, NotFound)
+            assert (self.aliases(), route) == (aliases, before)
 
     @rule(keep=st.integers(1, 4))
     def prune(self, keep: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from kombu.exceptions import OperationalError
 
 from evolver import upkeep
 from evolver.backend import Backend
@@ -11,7 +14,7 @@ from shared.evolutions import EvolutionStatus
 from shared.manifest import adapter_name
 from shared.redis_keys import DomainKeys
 from shared.stream import order_of
-from shared.types import Interaction
+from shared.types import DomainId, Interaction
 from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, WorkerProcess, fill, run, until
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
@@ -108,6 +111,47 @@ async def test_a_catalog_alone_is_copied_as_well(backend: Backend) -> None:
     assert await upkeep.tick(backend, enqueued.append) == []
     assert enqueued == [DOMAIN]
     assert backend.archive_files.items(DOMAIN) == list(ITEMS)
+
+
+async def test_one_message_waits_however_long_the_queue_is(backend: Backend) -> None:
+    enqueued: list[str] = []
+    claim = DomainKeys(DOMAIN).upkeep_enqueued
+    await backend.catalog.put(DOMAIN, ITEMS)
+    await upkeep.tick(backend, enqueued.append)
+    assert await backend.redis.ttl(claim) > 12 * 3600
+    await backend.catalog.put(DOMAIN, ITEMS)
+    assert await upkeep.tick(backend, enqueued.append) == []
+
+    await upkeep.from_queue(backend, DOMAIN)
+    assert 0 < await backend.redis.ttl(claim) <= upkeep.RETRY_S
+    assert not await upkeep.due(backend, DOMAIN)
+
+
+async def test_a_message_that_could_not_be_sent_does_not_count(backend: Backend) -> None:
+    def refuse(_: DomainId) -> None:
+        raise OperationalError("no broker")
+
+    await backend.catalog.put(DOMAIN, ITEMS)
+    assert await upkeep.tick(backend, refuse) == []
+    assert await upkeep.tick(backend, lambda _: None) == [DOMAIN]
+
+
+async def test_a_changed_catalog_makes_nothing_else_due_and_not_every_time(backend: Backend) -> None:
+    await fill(backend)
+    await run(backend)
+    for span in backend.archive_files.spans(DOMAIN, 0):
+        backend.artifacts.delete_file(DOMAIN, "archive", "0", span.file)
+    for n in range(3):
+        await backend.catalog.put(DOMAIN, ITEMS[:n])
+        assert await upkeep.tick(backend, lambda _: None) == []  # it was copied just now
+    await backend.catalog.put(DOMAIN, [replace(ITEMS[0], title="Newer")])
+    await backend.redis.delete(DomainKeys(DOMAIN).catalog_copy_rests)  # as time does
+    assert await upkeep.tick(backend, lambda _: None) == [DOMAIN]
+    await upkeep.from_queue(backend, DOMAIN)
+
+    assert backend.archive_files.items(DOMAIN) == await backend.catalog.all(DOMAIN)
+    assert archived(backend) == []
+    assert not await upkeep.due(backend, DOMAIN)
 
 
 async def test_a_lost_registry_is_left_alone(frugal: Backend) -> None:
