@@ -79,8 +79,9 @@ async def test_everything_archived_comes_back(
             versions, aliases = await backend.registry.versions(SHOP), await shop.aliases()
             route, considered = await backend.registry.route(SHOP), await backend.registry.considered(SHOP)
             items, kept = await backend.catalog.all(SHOP), await histories(shop)
-            archived = flat(await shop.streamed())
-            assert archived == flat(shop.archived())
+            archived = flat(shop.archived())
+            for partition, events in (await shop.streamed()).items():  # behind the kept versions it is trimmed
+                assert events == shop.archived()[partition][-len(events) :]
             await shop.append(50)  # after the last publication: lost, as is said
 
             await backend.redis.aclose()
