@@ -27,14 +27,16 @@ def rendered(page: str, results: Mapping[str, Any]) -> str:
 
 
 def _table(rows: list[tuple[str, Any]]) -> str:
-    head = ["| what holds | faults injected | checked | lost | test |", "| --- | --- | --- | --- | --- |"]
+    head = ["| what holds | faults injected | checked | lost | size | test |", "| --- | --- | --- | --- | --- | --- |"]
     return "\n".join([*head, *(_row(test, found) for test, found in rows)]) + "\n"
 
 
 def _row(test: str, found: Any) -> str:
     faults = ", ".join(f"{count:,} x {what}" for what, count in found["faults"].items())
     file, _, name = test.removeprefix("tests/faults/").partition("::")
-    return f"| {found['what']} | {faults} | {found['cases']:,} | {found['lost']} | `{file}`: `{name}` |"
+    return (
+        f"| {found['what']} | {faults} | {found['cases']:,} | {found['lost']} | {found['size']} | `{file}`: `{name}` |"
+    )
 
 
 def main() -> int:

@@ -15,7 +15,8 @@ RESULTS = ROOT / "docs" / "results" / "reliability.json"
 @dataclass(frozen=True)
 class Outcome:
     """One fault test's run. `promise`: its number in docs/reliability.md; `faults`: what was done to the system, how
-    often; `cases`: how many things were checked afterwards; `lost`: how many of them did not hold.
+    often; `cases`: how many things were checked afterwards; `lost`: how many of them did not hold. `size`: full, or
+    short as in `make test`.
     """
 
     promise: int
@@ -24,11 +25,17 @@ class Outcome:
     cases: int
     lost: int
     seconds: float
+    size: str = "full"
 
 
 def save(test: str, outcome: Outcome, path: Path = RESULTS) -> None:
-    """Put a test's outcome (`test`: tests/faults/test_x.py::test_y) in place of the one that the file had of it."""
+    """Put a test's outcome (`test`: tests/faults/test_x.py::test_y) in place of the one that the file had of it.
+
+    One of full size gives way to none of the short form.
+    """
     known = json.loads(path.read_text()) if path.exists() else {}
+    if outcome.size != "full" and known.get(test, {}).get("size") == "full":
+        return
     known[test] = asdict(outcome)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
