@@ -82,7 +82,8 @@ async def answers(running: Running) -> dict[str, dict[str, Any]]:
 
 
 def ranking(answer: dict[str, Any]) -> list[tuple[str, float]]:
-    return [(item["item_id"], item["score"]) for item in answer["items"]]
+    # Popularity is summed anew every two seconds, in whatever order.
+    return [(item["item_id"], round(item["score"], 9)) for item in answer["items"]]
 
 
 async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> None:
