@@ -20,6 +20,7 @@ from shared.prompt import (
     HISTORY_HEADER,
     NO_HISTORY,
     PromptBuilder,
+    shown,
 )
 from shared.types import Item, ItemId
 from tests.faults.conftest import SEED, Tell
@@ -75,7 +76,7 @@ def broken(builder: PromptBuilder, history: Sequence[Item], candidates: Sequence
     template = {text: encode(builder, text) for text in (HISTORY_HEADER, CANDIDATES_HEADER, ANSWER_HEADER, NO_HISTORY)}
     (line_end,) = encode(builder, "\n")
     *lines, answer = split(ids, line_end)
-    n_history = min(len(history), builder.history_window)
+    n_history = len(shown(history, builder.history_window))
     found = []
     if len(lines) != 1 + max(1, n_history) + 1 + len(candidates):
         return [f"{len(lines)} lines for {n_history} + {len(candidates)} items"]
