@@ -21,7 +21,7 @@ from shared.config import Settings
 from shared.erasure import ErasureMarks
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.redis_keys import DomainKeys, PartitionKeys
-from shared.stream import encode, order_of, popularity_weight
+from shared.stream import REMEMBER, encode, order_of, popularity_weight
 from shared.types import DomainId, Interaction, StreamPositions
 
 log = structlog.get_logger(__name__)
@@ -64,7 +64,9 @@ return {'on', unpack(redis.call('HMGET', KEYS[3], 'after', 'until', 'open'))}
 # seconds that its event id is still remembered ('' where that time is over).
 # -> events brought back; one whose id is known already (sent again since the loss) is left out; -1: nothing done,
 # somebody else has moved the position. A retry of the client, whose answer got lost, gets the answer.
-RESTORE = """
+RESTORE = (
+    REMEMBER
+    + """
 local n, position = tonumber(ARGV[1]), redis.call('HGET', KEYS[5], 'after')
 if position == ARGV[4] then return tonumber(redis.call('HGET', KEYS[5], 'restored')) end
 if position ~= ARGV[3] then return -1 end
@@ -75,30 +77,17 @@ for i = 0, n - 1 do
   if redis.call('EXISTS', event) == 0 and redis.call('SISMEMBER', KEYS[6], user) == 0 then
     history = KEYS[6 + n + tonumber(history)]
     redis.call('XADD', KEYS[1], id, 'e', payload)
-    local dash = string.find(id, '-', 1, true)
-    local order = string.rep('0', 16 - dash) .. string.sub(id, 1, dash)
-                  .. string.rep('0', 10 - (#id - dash)) .. string.sub(id, dash + 1)
-    redis.call('ZADD', history, timestamp, order .. '|' .. payload)
-    redis.call('ZADD', KEYS[2], 'GT', timestamp, user)
-    if weight ~= '' then
-      local mass, added = redis.call('ZSCORE', KEYS[3], item), tonumber(weight)
-      if mass then
-        mass = tonumber(mass)
-        added = math.max(mass, added) + math.log(1 + 2 ^ -math.abs(mass - added)) / math.log(2)
-      end
-      redis.call('ZADD', KEYS[3], added, item)
-    end
+    remember(history, id, payload, timestamp, user, item, weight)
     if ttl ~= '' then redis.call('SET', event, '1', 'EX', ttl) end
     touched[history] = user
     restored = restored + 1
   end
 end
-for history, user in pairs(touched) do
-  if redis.call('ZREMRANGEBYRANK', history, 0, -tonumber(ARGV[2]) - 1) > 0 then redis.call('SADD', KEYS[4], user) end
-end
+cap(touched, tonumber(ARGV[2]))
 redis.call('HSET', KEYS[5], 'after', ARGV[4], 'restored', restored)
 return restored
 """
+)
 
 # KEYS: stream, archived, restoring, restored, erased, lost.  ARGV: page, last id of the archive.  -> 1 once done
 SPLICE = """

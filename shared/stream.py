@@ -28,12 +28,38 @@ TRIM_CHUNK = 10_000
 FIELD = "e"
 MAX_TIMESTAMP = 253_402_300_800.0  # the year 10000
 
+# What a script does with an event that it has put into the stream.  KEYS[2..4]: users, popularity, capped.
+# Popularity scores are log2 of the decayed mass, hence log2(2^a + 2^b) instead of ZINCRBY.
+REMEMBER = """
+local function remember(history, id, payload, timestamp, user, item, weight)
+  local dash = string.find(id, '-', 1, true)
+  local order = string.rep('0', 16 - dash) .. string.sub(id, 1, dash)
+                .. string.rep('0', 10 - (#id - dash)) .. string.sub(id, dash + 1)
+  redis.call('ZADD', history, timestamp, order .. '|' .. payload)
+  redis.call('ZADD', KEYS[2], 'GT', timestamp, user)
+  if weight ~= '' then
+    local mass, added = redis.call('ZSCORE', KEYS[3], item), tonumber(weight)
+    if mass then
+      mass = tonumber(mass)
+      added = math.max(mass, added) + math.log(1 + 2 ^ -math.abs(mass - added)) / math.log(2)
+    end
+    redis.call('ZADD', KEYS[3], added, item)
+  end
+end
+local function cap(touched, max_history)
+  for history, user in pairs(touched) do
+    if redis.call('ZREMRANGEBYRANK', history, 0, -max_history - 1) > 0 then redis.call('SADD', KEYS[4], user) end
+  end
+end
+"""
+
 # KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
 # ARGV: number of events, max_history, ttl, then per event: payload, timestamp, user, item,
 #       log2 popularity weight ('' where the event does not count), index of the user's history key.
-# Popularity scores are log2 of the decayed mass, hence log2(2^a + 2^b) instead of ZINCRBY.
 # The event id is set last: after a crash between two commands a retry repairs, and readers drop the event's twin.
-APPEND = """
+APPEND = (
+    REMEMBER
+    + """
 local function finite(text)
   local value = tonumber(text)
   return value and value == value and math.abs(value) < math.huge
@@ -55,29 +81,16 @@ for i = 0, n - 1 do
     local payload, timestamp, user, item, weight = unpack(ARGV, at + 1, at + 5)
     local history = KEYS[4 + n + tonumber(ARGV[at + 6])]
     local id = redis.call('XADD', KEYS[1], '*', 'e', payload)
-    local dash = string.find(id, '-', 1, true)
-    local order = string.rep('0', 16 - dash) .. string.sub(id, 1, dash)
-                  .. string.rep('0', 10 - (#id - dash)) .. string.sub(id, dash + 1)
-    redis.call('ZADD', history, timestamp, order .. '|' .. payload)
-    redis.call('ZADD', KEYS[2], 'GT', timestamp, user)
-    if weight ~= '' then
-      local mass, added = redis.call('ZSCORE', KEYS[3], item), tonumber(weight)
-      if mass then
-        mass = tonumber(mass)
-        added = math.max(mass, added) + math.log(1 + 2 ^ -math.abs(mass - added)) / math.log(2)
-      end
-      redis.call('ZADD', KEYS[3], added, item)
-    end
+    remember(history, id, payload, timestamp, user, item, weight)
     redis.call('SET', event, '1', 'EX', ttl)
     touched[history] = user
     accepted = accepted + 1
   end
 end
-for history, user in pairs(touched) do
-  if redis.call('ZREMRANGEBYRANK', history, 0, -max_history - 1) > 0 then redis.call('SADD', KEYS[4], user) end
-end
+cap(touched, max_history)
 return accepted
 """
+)
 
 # KEYS: stream.  ARGV: first id (exclusive), last id, page.  -> {number of entries, last id seen}
 COUNT_PAGE = """
