@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from shared.artifacts import ArtifactStore
 from shared.base_model import base_model_folder, base_model_hash
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
+from shared.item_words import ItemWords
 from shared.manifest import Manifest
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import AdapterName, DomainId, Item
@@ -43,6 +45,9 @@ class ArtifactLoader:
         self._settings = settings
         self._artifacts = artifacts
         self._base: BaseShape | None = None
+        # Of each domain's catalog as it was indexed last: a change of some items leaves those of the others.
+        self._words: dict[DomainId, ItemWords] = {}
+        self._reading_words = threading.Lock()
 
     def __call__(self, domain: DomainId, name: AdapterName) -> VersionFiles:
         folder = self._artifacts.fetch(domain, name)
@@ -53,8 +58,14 @@ class ArtifactLoader:
             folder=folder,
             manifest=manifest,
             forgotten=ForgottenSet.load(folder),
-            make_index=lambda items: RetrieverIndex(retriever, items),
+            make_index=lambda items: RetrieverIndex(retriever, items, self._words_of(domain, items, retriever)),
         )
+
+    def _words_of(self, domain: DomainId, items: Sequence[Item], retriever: Retriever) -> ItemWords:
+        with self._reading_words:
+            words = ItemWords.of(items, retriever.config.word_buckets, self._words.get(domain))
+            self._words[domain] = words
+            return words
 
     def _base_shape(self) -> BaseShape:
         """Read once: hashing a large base takes a while, and the engine has loaded it for good."""

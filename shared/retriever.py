@@ -6,12 +6,9 @@ words' embeddings, so that an item nobody has bought yet can be retrieved throug
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.errors import InvalidArtifact
+from shared.item_words import ItemWords
 from shared.types import Item, ItemId
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 # Above, the product with every item's vector would take longer than the LLM on a small base.
 EXACT_UP_TO = 100_000
 RETRIEVER_FILE = "retriever.safetensors"
-_WORD = re.compile(r"\w+", re.UNICODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +64,15 @@ class Retriever(nn.Module):
             self.ids.weight.mul_(0.1)
             self.ids.weight[-1] = 0.0
 
-    def item_vectors(self, items: Sequence[Item]) -> Tensor:
-        """id embedding + mean of word embeddings.  -> [len(items), d]"""
-        features = [_word_buckets(item.title, item.category, item.brand, self.config.word_buckets) for item in items]
-        flat = torch.tensor([bucket for buckets in features for bucket in buckets], dtype=torch.long)
-        offsets = torch.tensor([0, *(len(buckets) for buckets in features)][:-1], dtype=torch.long).cumsum(0)
+    def item_vectors(self, items: Sequence[Item], words: ItemWords | None = None) -> Tensor:
+        """id embedding + mean of word embeddings; `words` are those of the items, if they are known.
+
+        -> [len(items), d]
+        """
+        words = words or ItemWords.of(items, self.config.word_buckets)
         unknown = len(self.rows)
         rows = torch.tensor([self.rows.get(item.item_id, unknown) for item in items], dtype=torch.long)
-        words: Tensor = self.words(flat, offsets)
-        vectors: Tensor = self.ids(rows) + words
+        vectors: Tensor = self.ids(rows) + self.words(torch.from_numpy(words.buckets), torch.from_numpy(words.starts))
         return vectors
 
     def encode(self, history: Tensor) -> Tensor:
@@ -124,7 +121,15 @@ class Retriever(nn.Module):
 class RetrieverIndex:
     """A retriever over a snapshot of a catalog; immutable, safe to share between requests."""
 
-    def __init__(self, retriever: Retriever, items: Sequence[Item], *, exact_up_to: int = EXACT_UP_TO) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        items: Sequence[Item],
+        words: ItemWords | None = None,
+        *,
+        exact_up_to: int = EXACT_UP_TO,
+    ) -> None:
+        """`words` are those of the items, if they are known."""
         self._retriever = retriever.eval()
         self._items = tuple(items)
         self._rows = {item.item_id: row for row, item in enumerate(self._items)}
@@ -133,7 +138,7 @@ class RetrieverIndex:
         self._category_codes = torch.tensor([self._categories[item.category] for item in self._items], dtype=torch.long)
         with torch.inference_mode():
             self._vectors = (
-                retriever.item_vectors(self._items) if self._items else torch.zeros(0, retriever.config.width)
+                retriever.item_vectors(self._items, words) if self._items else torch.zeros(0, retriever.config.width)
             )
         self._large = _half_precision(self._vectors) if len(self._items) > exact_up_to else None
 
@@ -226,19 +231,4 @@ def in_categories(path: str, wanted: Set[str]) -> bool:
         " > ".join(parts[start:end]) in wanted
         for start in range(len(parts))
         for end in range(start + 1, len(parts) + 1)
-    )
-
-
-@lru_cache(maxsize=500_000)
-def _word_buckets(title: str, category: str, brand: str, buckets: int) -> tuple[int, ...]:
-    leaf = category.rsplit(">", 1)[-1]
-    words = {
-        *_WORD.findall(title.lower()),
-        f"category:{leaf.strip().lower()}",
-        f"brand:{brand.lower()}" if brand else "",
-    } - {""}
-    return tuple(
-        sorted(
-            int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % buckets for word in words
-        )
     )

@@ -2,13 +2,13 @@
 
     python -m tests.load.kernels [--rounds 5]
 
-Two models: the shipped base, and a 1024-wide one with random weights. Every round asks all engines, so a ratio
-compares what ran within seconds.
+Two models: the shipped base, and a 1024-wide one with random weights. Every round starts the engines anew and asks
+them in turn, so a ratio compares what ran within seconds, and its spread shows what a start is worth.
 """
 
 from __future__ import annotations
 
-import contextlib
+import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ COMMAND = "python -m tests.load.kernels"
 RANK = 16
 MAX_LORAS = 8
 LENGTH = 250
+REPEATS = 3  # of each batch within a round
 STOCK = Batch(n_prompts=16, length=LENGTH, adapters=4)
 # Of the ceiling for the shipped base, of the engine without LoRA for the wide one.
 TARGETS = {"tiny": {1: 0.95, 4: 0.88, 8: 0.80}, "wide": {1: 0.93, 4: 0.90, 8: 0.87}}
@@ -113,48 +114,56 @@ def _with_adapters(
     return Model(name, folder, config, folders, n_prompts)
 
 
-@contextlib.contextmanager
-def engines(model: Model, logs: Path) -> Iterator[dict[str, EngineProcess]]:
-    """Three engines of the same model: without LoRA, with the kernels, with vLLM's own LoRA."""
-    settings = Settings()
+def engine_options(model: Model) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The engine without LoRA, and with it."""
     plain = {
         "model": str(model.folder),
-        "dtype": cpu_dtype(settings.dtype),
+        "dtype": cpu_dtype(Settings().dtype),
         "max_model_len": 1024,
         "max_num_batched_tokens": 2048,
     }
-    lora = plain | {
+    lora = {
         "enable_lora": True,
         "max_loras": MAX_LORAS,
         "max_lora_rank": RANK,
         "lora_target_modules": list(LORA_MODULES),
     }
-    with (
-        EngineProcess(logs / "plain.log", plain) as without,
-        EngineProcess(logs / "kernels.log", lora, model.adapters, **{SWITCH: "1"}) as kernels,
-        EngineProcess(logs / "stock.log", lora, model.adapters, **{SWITCH: "0"}) as stock,
-    ):
-        yield {"without": without, "kernels": kernels, "stock": stock}
+    return plain, plain | lora
 
 
 def measure(model: Model, rounds: int, logs: Path) -> list[Entry]:
-    """All entries of one model."""
+    """All entries of one model. Two starts of the same engine differ, so every round starts both anew."""
+    plain, lora = engine_options(model)
     seconds: dict[tuple[str, str, int], list[float]] = {}
-    with engines(model, logs) as running:
-        # The first batches compile, allocate and load adapters.
-        for batches in model.batches.values():
-            running["without"].seconds(batches[0])
-            for batch in batches.values():
-                running["kernels"].seconds(batch)
-        running["stock"].seconds(Batch(n_prompts=4, length=16, adapters=4))
-        for _ in track(range(rounds), description=f"{model.name}: rounds"):
-            for kind, batches in model.batches.items():
-                seconds.setdefault(("without", kind, 0), []).append(running["without"].seconds(batches[0]))
-                for n, batch in batches.items():
-                    seconds.setdefault(("kernels", kind, n), []).append(running["kernels"].seconds(batch))
+    with EngineProcess(logs / "stock.log", lora, model.adapters, **{SWITCH: "0"}) as stock:
+        stock.seconds(STOCK)
         # vLLM's own takes many times as long: once is enough to say so.
-        stock = running["stock"].seconds(STOCK), running["kernels"].seconds(STOCK)
-    return [*_entries(model, seconds), _stock_entry(model, *stock)]
+        stock_s = stock.seconds(STOCK)
+    for _ in track(range(rounds), description=f"{model.name}: rounds"):
+        with (
+            EngineProcess(logs / "plain.log", plain) as without,
+            EngineProcess(logs / "kernels.log", lora, model.adapters, **{SWITCH: "1"}) as kernels,
+        ):
+            for key, taken in _round(model, without, kernels).items():
+                seconds.setdefault(key, []).append(taken)
+            kernels.seconds(STOCK)
+            kernels_s = kernels.seconds(STOCK)
+    return [*_entries(model, seconds), _stock_entry(model, stock_s, kernels_s)]
+
+
+def _round(model: Model, without: EngineProcess, kernels: EngineProcess) -> dict[tuple[str, str, int], float]:
+    """(engine, kind of batch, adapters) -> median of the seconds that a batch takes."""
+    asked: dict[tuple[str, str, int], tuple[EngineProcess, Batch]] = {}
+    for kind, batches in model.batches.items():
+        asked["without", kind, 0] = (without, batches[0])
+        asked |= {("kernels", kind, n): (kernels, batch) for n, batch in batches.items()}
+    for engine, batch in asked.values():  # the first batches compile, allocate and load adapters
+        engine.seconds(batch)
+    taken: dict[tuple[str, str, int], list[float]] = {key: [] for key in asked}
+    for _ in range(REPEATS):
+        for key, (engine, batch) in asked.items():
+            taken[key].append(engine.seconds(batch))
+    return {key: statistics.median(each) for key, each in taken.items()}
 
 
 def _entries(model: Model, seconds: dict[tuple[str, str, int], list[float]]) -> Iterator[Entry]:
