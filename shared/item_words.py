@@ -33,26 +33,38 @@ class ItemWords:
     def of(cls, items: Sequence[Item], n_buckets: int, known: ItemWords | None = None) -> ItemWords:
         """The items' words; those of items that `known` has with the same text are taken from there."""
         if known is None or known.n_buckets != n_buckets:
-            found = [word_buckets(item.title, item.category, item.brand, n_buckets) for item in items]
-            return cls._joined(items, n_buckets, found)
+            known = cls((), n_buckets, np.zeros(0, np.int64), np.zeros(0, np.int64))
         if known.items == tuple(items):
             return known
-        starts = known.starts.tolist()
-        spans = zip(known.items, starts, [*starts[1:], len(known.buckets)], strict=False)
-        before = {item.item_id: (item, start, end) for item, start, end in spans}
-        kept = known.buckets.tolist()
-        found = []
-        for item in items:
-            old, start, end = before.get(item.item_id, (None, 0, 0))
-            same = old is not None and (old.title, old.category, old.brand) == (item.title, item.category, item.brand)
-            found.append(kept[start:end] if same else word_buckets(item.title, item.category, item.brand, n_buckets))
-        return cls._joined(items, n_buckets, found)
+        found = known._rows_of(items)  # [I], -1 where the words have to be looked for
+        new = [_words(items[row], n_buckets) for row in np.flatnonzero(found < 0)]
+        # Both after one another; `first` says where each item's begin there, and so they are put in order.
+        flat = np.concatenate([known.buckets, np.fromiter((b for words in new for b in words), np.int64)])
+        new_lengths = np.fromiter(map(len, new), np.int64)
+        first = np.concatenate([known.starts, len(known.buckets) + new_lengths.cumsum() - new_lengths])
+        lengths = np.concatenate([np.diff(known.starts, append=len(known.buckets)), new_lengths])
+        found[found < 0] = len(known.items) + np.arange(len(new))
+        lengths = lengths[found]
+        starts = lengths.cumsum() - lengths
+        places = np.repeat(first[found] - starts, lengths) + np.arange(lengths.sum())
+        return cls(tuple(items), n_buckets, flat[places], starts)
 
-    @classmethod
-    def _joined(cls, items: Sequence[Item], n_buckets: int, found: Sequence[Sequence[int]]) -> ItemWords:
-        flat = np.fromiter((bucket for buckets in found for bucket in buckets), dtype=np.int64)
-        lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
-        return cls(tuple(items), n_buckets, flat, lengths.cumsum() - lengths)
+    def _rows_of(self, items: Sequence[Item]) -> NDArray[np.int64]:
+        """The row of each item that is here with the same text, else -1.  -> [I]"""
+        rows = {item.item_id: row for row, item in enumerate(self.items)}
+        found = np.full(len(items), -1, np.int64)
+        for place, item in enumerate(items):
+            row = rows.get(item.item_id)
+            if row is None:
+                continue
+            old = self.items[row]
+            if old.title == item.title and old.category == item.category and old.brand == item.brand:
+                found[place] = row
+        return found
+
+
+def _words(item: Item, n_buckets: int) -> tuple[int, ...]:
+    return word_buckets(item.title, item.category, item.brand, n_buckets)
 
 
 @lru_cache(maxsize=500_000)
