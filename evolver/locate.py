@@ -57,14 +57,40 @@ def votes(similarity: Tensor) -> Tensor:
     return torch.bincount(similarity.argmin(1), minlength=similarity.shape[1])
 
 
-def located(similarity: Tensor, share: float = LOCATED_SHARE) -> Location:
-    """The floor(share L) layers with most votes, ties to the lower mean similarity.  similarity: [U, L]"""
-    n_layers = similarity.shape[1]
-    count, mean = votes(similarity), similarity.mean(0)
-    order = sorted(range(n_layers), key=lambda layer: (-int(count[layer]), float(mean[layer])))
+def located_count(n_layers: int) -> int:
+    """floor(0.3 L), and at least one layer.
+
+    >>> located_count(28)
+    8
+    """
     # floor(0.3 * 10) is 2 in binary floating point (0.3 is a little less than 3/10)
-    k = max(1, math.floor(share * n_layers + 1e-9))
-    return Location(tuple(sorted(order[:k])), tuple(count.tolist()), tuple(mean.tolist()))
+    return max(1, math.floor(LOCATED_SHARE * n_layers + 1e-9))
+
+
+def located(similarity: Tensor) -> Location:
+    """The floor(0.3 L) layers with most votes, ties to the lower mean similarity.  similarity: [U, L]"""
+    count, mean = votes(similarity), similarity.mean(0)
+    return _first(similarity, lambda layer: (-int(count[layer]), float(mean[layer])))
+
+
+def least_similar(similarity: Tensor) -> Location:
+    """Without votes: the floor(0.3 L) layers of lowest mean similarity.  similarity: [U, L]"""
+    mean = similarity.mean(0)
+    return _first(similarity, lambda layer: float(mean[layer]))
+
+
+def most_similar(similarity: Tensor) -> Location:
+    """The opposite: the floor(0.3 L) layers that react least.  similarity: [U, L]"""
+    mean = similarity.mean(0)
+    return _first(similarity, lambda layer: -float(mean[layer]))
+
+
+def _first(similarity: Tensor, key: Callable[[int], float | tuple[int, float]]) -> Location:
+    """The floor(0.3 L) layers that come first by some key."""
+    n_layers = similarity.shape[1]
+    order = sorted(range(n_layers), key=key)
+    chosen = tuple(sorted(order[: located_count(n_layers)]))
+    return Location(chosen, tuple(votes(similarity).tolist()), tuple(similarity.mean(0).tolist()))
 
 
 @torch.inference_mode()
@@ -73,10 +99,12 @@ def locate(
     old: Sequence[Prompt],
     new: Sequence[Prompt],
     *,
+    rule: Callable[[Tensor], Location] = located,
     batch_size: int = 16,
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> Location:
-    """Run each user's two prompts (old[i], new[i]) through the model and let the users vote.
+    """Run each user's two prompts (old[i], new[i]) through the model; `rule` makes the location of all users'
+    similarities [U, L].
 
     Raises `ValueError` where there is no user to ask.
     """
@@ -91,7 +119,7 @@ def locate(
             rows[i] = layer_similarity(h_old[row], h_new[row], before.mask[row], after.mask[row])
         done += len(chunk)
         on_batch(done / len(old))
-    return located(torch.stack(rows))
+    return rule(torch.stack(rows))
 
 
 def block_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:

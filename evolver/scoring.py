@@ -40,13 +40,16 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A case with its three experts' scores, each [C]; candidate 0 is not special: `target` is an index."""
+    """A case with its three experts' scores, each [C]; candidate 0 is not special: `target` is an index. `tokens`: the
+    length of the prompt that the LLM read.
+    """
 
     case: Case
     target: int
     llm: tuple[float, ...]
     retriever: tuple[float, ...]
     popularity: tuple[float, ...]
+    tokens: int = 0
 
     def rank(self, weights: BlendWeights) -> int:
         """The target's rank under some blend."""
@@ -98,6 +101,7 @@ def score_cases(
     whole catalog has no candidates, hence no scores.
     """
     histories = [filtered(version.forgotten, target.user_id, target.before) for target, _ in cases]
+    prompts: dict[int, Prompt] = {}
     if version.model is None:
         llm = [[0.0] * len(case.candidates) for _, case in cases]
     else:
@@ -109,9 +113,10 @@ def score_cases(
         scores = score_prompts(version.model, [*prompts.values()], builder.label_ids, on_batch=on_batch)
         of_case = dict(zip(prompts, scores, strict=True))
         llm = [of_case.get(number, []) for number in range(len(cases))]
+    lengths = [len(prompts[number].token_ids) if number in prompts else 0 for number in range(len(cases))]
     return [
-        _scored(version.index, history, case, logprobs, popularity)
-        for history, (_, case), logprobs in zip(histories, cases, llm, strict=True)
+        _scored(version.index, history, case, logprobs, popularity, length)
+        for history, (_, case), logprobs, length in zip(histories, cases, llm, lengths, strict=True)
     ]
 
 
@@ -126,6 +131,7 @@ def _scored(
     case: Case,
     logprobs: Sequence[float],
     popularity: Mapping[ItemId, float],
+    tokens: int,
 ) -> Scored:
     with working_on(case.user_id):
         return Scored(
@@ -134,6 +140,7 @@ def _scored(
             tuple(logprobs),
             tuple(index.scores(history, case.candidates)) if case.candidates else (),
             tuple(popularity.get(item, 0.0) for item in case.candidates),
+            tokens,
         )
 
 

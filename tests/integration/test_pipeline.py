@@ -19,11 +19,11 @@ from evolver.stores import Store, make_store
 from evolver.update import Labelled, UpdateConfig, update
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
-from shared.panel import in_panel
 from shared.prompt import PromptBuilder
 from shared.retriever import Retriever
-from shared.types import DomainId, Interaction, UserId
+from shared.types import Interaction
 from tests.factories import manifest
+from tests.store_inputs import store_inputs
 
 SETTINGS = Settings(
     max_train_examples=32,
@@ -50,17 +50,7 @@ class Line:
 
 
 def _inputs(store: Store, events: Sequence[Interaction], window: Sequence[Interaction]) -> EvolutionInputs:
-    histories: dict[UserId, list[Interaction]] = {}
-    for event in sorted(events, key=lambda event: event.timestamp):
-        histories.setdefault(event.user_id, []).append(event)
-    return EvolutionInputs(
-        domain=DomainId("store"),
-        items=store.items,
-        histories={user: tuple(history) for user, history in histories.items()},
-        window_event_ids=frozenset(event.event_id for event in window),
-        panel=frozenset(user for user in histories if in_panel(user, SETTINGS.panel_share)),
-        seed=0,
-    )
+    return store_inputs(store, events, window, panel_share=SETTINGS.panel_share)
 
 
 def _run(inputs: EvolutionInputs, parent: ParentVersion | None, out: Path, **changes: Any) -> PipelineResult:

@@ -8,8 +8,12 @@ import importlib
 import pytest
 
 MODULES = [
+    "evolver.bench.strategies.lsat",
     "evolver.evaluate",
+    "evolver.locate",
+    "evolver.recipe",
     "evolver.update",
+    "evolver.work",
     "service.lora_kernels.rows",
     "service.scoring",
     "shared.archive_files",

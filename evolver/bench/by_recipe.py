@@ -1,0 +1,76 @@
+"""A strategy that is a recipe: the evolver's own learner, with its costs and the files for the next round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from evolver.bench.peak_memory import PeakMemory
+from evolver.bench.strategy import Cost, Learned, Task
+from evolver.bench.version_files import save_blend
+from evolver.inputs import EvolutionInputs
+from evolver.learning import Learner, Lesson
+from evolver.recipe import BOOTSTRAP, Recipe
+from evolver.splits import Split
+from evolver.stages import Stages
+from shared.config import Settings
+
+Merge = Callable[[Learner, Lesson], Lesson]
+
+
+def by_recipe(recipe: Recipe) -> Callable[[Task], Learned]:
+    """`Strategy.learn` of a strategy that differs from EvoRec by its recipe alone."""
+    return partial(learn, recipe)
+
+
+def learn(recipe: Recipe, task: Task, merge: Merge | None = None) -> Learned:
+    """Go on from the task's parent by a recipe; `merge` may make another version of what was trained."""
+    return _learn(recipe, task.inputs, task.split, task.parent, task.out, task.settings, task.report, merge)
+
+
+def make_bootstrap(
+    inputs: EvolutionInputs, split: Split, out: Path, settings: Settings, report: Callable[[str, float], None]
+) -> Learned:
+    """The version of the past alone, in the folder `out`: the evolver's own bootstrap."""
+    return _learn(BOOTSTRAP, inputs, split, None, out, settings, report, None)
+
+
+def _learn(
+    recipe: Recipe,
+    inputs: EvolutionInputs,
+    split: Split,
+    parent: Path | None,
+    out: Path,
+    settings: Settings,
+    report: Callable[[str, float], None],
+    merge: Merge | None,
+) -> Learned:
+    stages = Stages(report)
+    with PeakMemory() as memory:
+        learner = Learner(inputs, split, parent, settings, recipe, stages)
+        lesson = learner.learn()
+        if merge is not None:
+            with stages.stage("merge"):
+                lesson = merge(learner, lesson)
+        with stages.stage("blend"):
+            weights = learner.blend(lesson.version)
+    lesson.save(out)
+    save_blend(weights, out)
+    return Learned(
+        version=lesson.version,
+        blend=weights,
+        location=lesson.location,
+        forgotten_interactions=lesson.forgetting.count,
+        forgotten_share=lesson.forgetting.share,
+        consistency=lesson.consistency,
+        cost=Cost(
+            seconds=stages.seconds,
+            examples=learner.work.examples,
+            tokens_forward=learner.work.tokens_forward,
+            tokens_backward=learner.work.tokens_backward,
+            trainable_parameters=lesson.trainable_parameters,
+            lora_parameters=lesson.lora_parameters,
+            peak_memory_mib=memory.mib,
+        ),
+    )

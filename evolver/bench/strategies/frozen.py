@@ -1,0 +1,37 @@
+"""`frozen`: nothing is learned."""
+
+from __future__ import annotations
+
+from evolver.bench.peak_memory import PeakMemory
+from evolver.bench.strategy import Cost, Learned, Strategy, Task
+from evolver.bench.version_files import copy_version, load_blend, load_version
+from evolver.locate import Location
+from evolver.lora import decoder_layers, lora_parameters
+
+
+def keep(task: Task) -> Learned:
+    """The parent, file for file."""
+    copy_version(task.parent, task.out)
+    with PeakMemory() as memory:
+        version = load_version(task.out, task.inputs.items, task.settings)
+    n_layers = len(decoder_layers(version.model))
+    return Learned(
+        version=version,
+        blend=load_blend(task.out),
+        location=Location((), (0,) * n_layers, (1.0,) * n_layers),
+        forgotten_interactions=0,
+        forgotten_share=0.0,
+        consistency=0.0,
+        cost=Cost(
+            seconds={},
+            examples=0,
+            tokens_forward=0,
+            tokens_backward=0,
+            trainable_parameters=0,
+            lora_parameters=sum(parameter.numel() for _, _, parameter in lora_parameters(version.model)),
+            peak_memory_mib=memory.mib,
+        ),
+    )
+
+
+FROZEN = Strategy("frozen", "Nothing is learned: the version of the past, retriever and blend included.", keep)

@@ -1,0 +1,72 @@
+"""What the benchmark compares: a strategy makes a version of what is known by a window's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from evolver.inputs import EvolutionInputs
+from evolver.locate import Location
+from evolver.scoring import Version
+from evolver.splits import Split
+from shared.config import Settings
+from shared.ranking import BlendWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One round, as one strategy sees it.
+
+    `inputs` are all histories by the window's end, with the window's events marked; `split` says who may be learned
+    from. `bootstrap` is the folder of the version that was made from the past alone, the same for all strategies;
+    `parent` that of the strategy's own previous version (the bootstrap in the first round); `out` an empty folder for
+    the files of the new one. `report(stage, share)` feeds the progress bar.
+    """
+
+    inputs: EvolutionInputs
+    split: Split
+    bootstrap: Path
+    parent: Path
+    out: Path
+    settings: Settings
+    report: Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What learning took, with everything that it needs (Locate, Forget, teacher passes and validation included).
+
+    `seconds` by stage; `examples` passes of training prompts forward and backward (prompts times epochs); tokens are
+    those of the LLM, padding not counted; `peak_memory_mib` the process's resident set at its largest.
+    """
+
+    seconds: Mapping[str, float]
+    examples: int
+    tokens_forward: int
+    tokens_backward: int
+    trainable_parameters: int
+    lora_parameters: int
+    peak_memory_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The version that came of it, ready to be evaluated (its files lie in the task's `out`), and how."""
+
+    version: Version
+    blend: BlendWeights
+    location: Location
+    forgotten_interactions: int
+    forgotten_share: float
+    consistency: float
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """`what`: one plain sentence for the report."""
+
+    name: str
+    what: str
+    learn: Callable[[Task], Learned]

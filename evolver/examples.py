@@ -1,0 +1,147 @@
+"""Whom a round asks, and what: the prompts that Locate, Update and validation read.
+
+All of it comes from `Split.visible`, so that nothing that is held out for evaluation is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from evolver.batches import build_prompt, make_example
+from evolver.inputs import EvolutionInputs, working_on
+from evolver.recipe import Targets
+from evolver.splits import Split, decayed_popularity, filtered, item_sequence
+from evolver.update import Labelled
+from shared.config import Settings
+from shared.forgotten import ForgottenSet
+from shared.prompt import Prompt, PromptBuilder, candidate_order
+from shared.retriever import RetrieverIndex
+from shared.types import Interaction, ItemId, UserId
+
+Position = tuple[UserId, int]
+"""An interaction: its user, and its place in their filtered history."""
+
+
+class Examples:
+    """The prompts of one round, in seeded orders: the same inputs give the same prompts."""
+
+    def __init__(self, inputs: EvolutionInputs, split: Split, settings: Settings) -> None:
+        self._inputs, self._split, self._settings = inputs, split, settings
+        self.builder = PromptBuilder.load(settings)
+        self.popularity = decayed_popularity(split.visible, settings.popularity_half_life_days)
+        self._pool = sorted(self.popularity)  # items known by now
+
+    # -- users and their interactions ---------------------------------------------------------------------------------
+
+    def users(self, targets: Targets, *, trainable_only: bool = False) -> list[UserId]:
+        """Users whose visible interactions may be targets; validation users' last one is not visible."""
+        visible = self._split.visible
+        allowed = self._split.trainable if trainable_only else frozenset(visible) - self._inputs.panel
+        return sorted(allowed & self._split.active if targets is Targets.WINDOW else allowed)
+
+    def in_window(self, event: Interaction) -> bool:
+        """Whether an interaction is one of the window's."""
+        return event.event_id in self._inputs.window_event_ids
+
+    def before_window(self, user: UserId) -> tuple[Interaction, ...]:
+        """The user's visible events before the window."""
+        return tuple(event for event in self._split.visible[user] if not self.in_window(event))
+
+    def positions(self, targets: Targets, forgotten: ForgottenSet) -> list[Position]:
+        """The trainable users' interactions that supply targets, at most `max_train_examples`, drawn with the seed."""
+        cap = self._settings.max_train_examples
+        window: list[Position] = []
+        past: list[Position] = []
+        for user in self.users(targets, trainable_only=True):
+            events = forgotten.filter(user, self._split.visible[user])
+            for place in range(1, len(events)):
+                (window if self.in_window(events[place]) else past).append((user, place))
+        if targets is Targets.WINDOW:
+            return self._drawn(window, cap)
+        if targets is Targets.EVERYTHING:
+            return self._drawn(sorted([*window, *past]), cap)
+        half = self._drawn(window, cap // 2)
+        return [*half, *self._drawn(past, len(half))]
+
+    def _drawn(self, positions: Sequence[Position], limit: int) -> list[Position]:
+        rng = np.random.default_rng(self._inputs.seed)
+        return [positions[i] for i in rng.permutation(len(positions))[:limit]]
+
+    def _shuffled(self, users: frozenset[UserId]) -> list[UserId]:
+        ordered = sorted(users)
+        rng = np.random.default_rng(self._inputs.seed)
+        return [ordered[i] for i in rng.permutation(len(ordered))]
+
+    # -- prompts ------------------------------------------------------------------------------------------------------
+
+    def training(self, targets: Targets, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
+        """The prompts that Update trains on."""
+        examples = []
+        for user, place in self.positions(targets, forgotten):
+            sequence = filtered(forgotten, user, self._split.visible[user])
+            examples.append(self._labelled(index, user, sequence[:place], sequence[place]))
+        return examples
+
+    def validation(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
+        """The held-out active users' prompts, which choose between checkpoints."""
+        return [
+            self._labelled(index, target.user_id, filtered(forgotten, target.user_id, target.before), target.item_id)
+            for target in self._split.validation
+        ]
+
+    def inactive(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Prompt]:
+        """What inactive users would be asked now: their histories and retrieved candidates."""
+        users = self._shuffled(self._split.trainable - self._split.active)[: self._settings.max_train_examples // 4]
+        prompts = []
+        for user in users:
+            with working_on(user):
+                history = filtered(forgotten, user, self._split.visible[user])
+                candidates = self._served_candidates(index, user, history)
+                if history and candidates:
+                    prompts.append(build_prompt(self.builder, index, history, candidates))
+        return prompts
+
+    def before_and_after(self, index: RetrieverIndex, known: ForgottenSet) -> Iterator[tuple[Prompt, Prompt]]:
+        """Active users' prompts before and after the window, with the candidates that the new history retrieves.
+
+        Users without an old history, and those who have seen the whole catalog, are left out.
+        """
+        for user in self._shuffled(self._split.trainable & self._split.active):
+            old_events = self.before_window(user)
+            if not old_events:
+                continue
+            with working_on(user):
+                old = filtered(known, user, old_events)
+                new = filtered(known, user, self._split.visible[user])
+                candidates = self._served_candidates(index, user, new)
+                if not candidates:
+                    continue
+                prompts = (
+                    build_prompt(self.builder, index, old, candidates),
+                    build_prompt(self.builder, index, new, candidates),
+                )
+            yield prompts
+
+    def _labelled(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId], target: ItemId) -> Labelled:
+        with working_on(user):
+            example = make_example(
+                user,
+                history,
+                target,
+                index,
+                self._pool,
+                n_candidates=self._settings.rank_candidates,
+                own=frozenset(item_sequence(self._split.visible[user])),
+                seed=self._inputs.seed,
+            )
+            return Labelled(build_prompt(self.builder, index, history, example.candidates), example.target_index)
+
+    def _served_candidates(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId]) -> list[ItemId]:
+        """What the service would rank: the retriever's top K outside the full history, in the order of the user's
+        hash.
+        """
+        seen = frozenset(item_sequence(self._split.visible[user]))
+        found = [item for item, _ in index.candidates(history, self._settings.rank_candidates, exclude=seen)]
+        return candidate_order(found, user)

@@ -1,0 +1,235 @@
+"""The learner: Locate, Forget and Update as a recipe says, and the blend. The evolver and the benchmark both run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from evolver.examples import Examples
+from evolver.forget import KEPT_NEWEST, CurrentSequence, outdated
+from evolver.inputs import EvolutionInputs, working_on
+from evolver.locate import Location, locate
+from evolver.lora import decoder_layers, load_with_lora, lora_parameters, save_lora
+from evolver.recipe import Recipe, Start, Targets, Unasked, top_layers
+from evolver.retriever_training import finetune_retriever, train_retriever
+from evolver.scoring import Version, choose_blend, make_cases, score_cases
+from evolver.splits import Split, filtered, item_sequence
+from evolver.stages import Stages
+from evolver.update import UpdateConfig, UpdateResult, update
+from evolver.work import Work, tokens, work_of_update
+from shared.config import Settings
+from shared.disk import room_in
+from shared.forgotten import ForgottenSet
+from shared.ranking import BlendWeights
+from shared.retriever import Retriever, RetrieverIndex
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+BYTES_PER_WEIGHT = 4  # float32
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """The renewed retriever, the set that applies from now on, and how many of the considered interactions went."""
+
+    retriever: Retriever
+    forgotten: ForgottenSet
+    count: int = 0
+    share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What came of learning: the new version, and how. `consistency` is 0 where that term took no part."""
+
+    version: Version
+    location: Location
+    forgetting: Forgetting
+    consistency: float
+    train_examples: int
+    trainable_parameters: int
+    lora_parameters: int
+
+    def save(self, out: Path) -> None:
+        """Write the version's adapter, retriever and forgotten set; raises `DiskFull` without room for them."""
+        retriever = self.forgetting.retriever
+        in_retriever = sum(value.numel() for value in retriever.state_dict().values())
+        with room_in(out, needed=BYTES_PER_WEIGHT * (in_retriever + self.lora_parameters)):
+            save_lora(self.version.model, out)
+            retriever.save(out)
+            self.forgetting.forgotten.save(out)
+
+
+class Learner:
+    """Makes a version from a window by a recipe, in the stages "locate", "forget" and "update".
+
+    `parent` is the folder of the version to go on from; None at the bootstrap, where nothing is known yet. `model` is
+    trained in place; `work` is what the steps so far have put through it.
+    """
+
+    def __init__(
+        self,
+        inputs: EvolutionInputs,
+        split: Split,
+        parent: Path | None,
+        settings: Settings,
+        recipe: Recipe,
+        stages: Stages,
+    ) -> None:
+        if settings.train_threads:
+            torch.set_num_threads(settings.train_threads)
+        self._inputs, self._split, self._settings = inputs, split, settings
+        self._recipe, self._stages = recipe, stages
+        self._is_bootstrap = parent is None
+        self.examples = Examples(inputs, split, settings)
+        # What the parent knows, read once: its retriever over today's catalog, and what it has forgotten. At the
+        # bootstrap its place is taken by an untrained retriever, whose weights are to be the same in equal runs.
+        torch.manual_seed(inputs.seed)
+        self._known = ForgottenSet.load(parent) if parent else ForgottenSet()
+        self._parent_retriever = Retriever.load(parent) if parent else Retriever([])
+        self._parent_index = RetrieverIndex(self._parent_retriever, inputs.items)
+        start = parent if recipe.start is Start.PARENT else None
+        self.model: PeftModel = load_with_lora(settings, start, seed=inputs.seed)
+        self.work = Work()
+
+    @property
+    def before(self) -> Version:
+        """What training starts from, as long as it has not begun."""
+        model = None if self._is_bootstrap else self.model
+        return Version(model, self._parent_index, self._known)
+
+    def learn(self) -> Lesson:
+        """All stages."""
+        stages = self._stages
+        with stages.stage("locate"):
+            location = self._locate()
+        with stages.stage("forget"):
+            forgetting = self._forget()
+        index = RetrieverIndex(forgetting.retriever, self._inputs.items)
+        with stages.stage("update"):
+            updated = self._update(location, index, forgetting.forgotten)
+        sizes = [(layer, parameter.numel()) for layer, _, parameter in lora_parameters(self.model)]
+        return Lesson(
+            Version(self.model, index, forgetting.forgotten),
+            location,
+            forgetting,
+            consistency=updated.consistency,
+            train_examples=updated.trained_prompts,
+            trainable_parameters=sum(size for layer, size in sizes if layer in location.layers),
+            lora_parameters=sum(size for _, size in sizes),
+        )
+
+    def blend(self, version: Version) -> BlendWeights:
+        """The weights that rank best on validation."""
+        cases = make_cases(self._split.validation, self.examples.popularity, seed=self._inputs.seed)
+        scored = [
+            score_cases(version, chosen, self.examples.builder, self.examples.popularity) for chosen in cases.values()
+        ]
+        self.work += Work(tokens_forward=sum(one.tokens for chosen in scored for one in chosen))
+        return choose_blend(scored)
+
+    # -- locate -------------------------------------------------------------------------------------------------------
+
+    def _locate(self) -> Location:
+        """The layers that the recipe's rule chooses; the top ones where it asks users and nobody can answer."""
+        rule = self._recipe.layers
+        n_layers = len(decoder_layers(self.model))
+        if isinstance(rule, Unasked):
+            return _unasked(rule.choose(n_layers, self._inputs.seed), n_layers)
+        pairs = self.examples.before_and_after(self._parent_index, self._known)
+        asked = [*islice(pairs, self._settings.max_located_users)]
+        if not asked:
+            # Nobody can vote: the top layers, nearest to the answer, and still no more than may be trained.
+            return _unasked(top_layers(n_layers, self._inputs.seed), n_layers)
+        old, new = zip(*asked, strict=True)
+        self.work += Work(tokens_forward=tokens(old) + tokens(new))
+        return locate(self.model, old, new, rule=rule.choose, on_batch=self._stages.report)
+
+    # -- forget -------------------------------------------------------------------------------------------------------
+
+    def _forget(self) -> Forgetting:
+        """Renew the retriever; with it, where the recipe forgets, find what is outdated.
+
+        Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
+        """
+        retriever = self._trained() if self._recipe.targets is Targets.EVERYTHING else self._finetuned()
+        return self._outdated(retriever) if self._recipe.forget else Forgetting(retriever, self._known)
+
+    def _trained(self) -> Retriever:
+        """A retriever from scratch, on everything."""
+        known, visible = self._known, self._split.visible
+        return train_retriever(
+            self._inputs.items,
+            {user: filtered(known, user, visible[user]) for user in self.examples.users(Targets.EVERYTHING)},
+            epochs=self._settings.retriever_epochs,
+            seed=self._inputs.seed,
+            on_step=self._stages.report,
+        )
+
+    def _finetuned(self) -> Retriever:
+        """The parent's retriever, fitted to the window."""
+        sequences, windows = {}, {}
+        for user in self.examples.users(Targets.WINDOW):
+            with working_on(user):
+                events = self._known.filter(user, self._split.visible[user])
+                sequences[user] = item_sequence(events)
+                windows[user] = frozenset(p for p, event in enumerate(events) if self.examples.in_window(event))
+        return finetune_retriever(
+            self._parent_retriever,
+            self._inputs.items,
+            sequences,
+            windows,
+            epochs=self._settings.retriever_window_epochs,
+            seed=self._inputs.seed,
+            on_step=self._stages.report,
+        )
+
+    def _outdated(self, retriever: Retriever) -> Forgetting:
+        current, events = {}, {}
+        for user in sorted(self._split.active):
+            with working_on(user):
+                events[user] = self._known.filter(user, self._split.visible[user])
+                n_old = sum(not self.examples.in_window(event) for event in events[user])
+                current[user] = CurrentSequence(item_sequence(events[user]), n_old)
+        gone = outdated(retriever, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
+        forgotten = ForgottenSet(
+            {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
+        )
+        considered = sum(max(0, min(s.n_old, len(s.items) - KEPT_NEWEST)) for s in current.values())
+        share = len(forgotten) / max(1, considered)
+        return Forgetting(retriever, self._known.union(forgotten), len(forgotten), share)
+
+    # -- update -------------------------------------------------------------------------------------------------------
+
+    def _update(self, location: Location, index: RetrieverIndex, forgotten: ForgottenSet) -> UpdateResult:
+        settings, examples = self._settings, self.examples
+        active = examples.training(self._recipe.targets, index, forgotten)
+        validation = examples.validation(index, forgotten)
+        config = UpdateConfig(
+            epochs=settings.bootstrap_epochs if self._is_bootstrap else settings.update_epochs,
+            learning_rate=settings.learning_rate,
+            consistency=settings.consistency_weights,
+            seed=self._inputs.seed,
+        )
+        inactive = examples.inactive(index, forgotten) if self._recipe.consistency else []
+        self.work += work_of_update(active, inactive, validation, config)
+        result = update(
+            self.model,
+            location.layers,
+            active,
+            inactive,
+            validation,
+            examples.builder.label_ids,
+            config,
+            on_step=self._stages.report,
+        )
+        return result if inactive else replace(result, consistency=0.0)
+
+
+def _unasked(layers: tuple[int, ...], n_layers: int) -> Location:
+    return Location(layers, (0,) * n_layers, (1.0,) * n_layers)

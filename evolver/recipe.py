@@ -1,0 +1,94 @@
+"""What distinguishes one way of learning from another: where it starts, from which examples, in which layers.
+
+The defaults are EvoRec; the evolver runs `EVOREC` and, where there is no version yet, `BOOTSTRAP`. The benchmark's
+strategies are other recipes for the same learner (`evolver.learning`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+from torch import Tensor
+
+from evolver.locate import Location, located, located_count
+
+
+class Start(Enum):
+    """The LoRA that training starts from."""
+
+    PARENT = auto()
+    FRESH = auto()
+
+
+class Targets(Enum):
+    """The interactions that supply training targets, drawn with the seed and capped by `max_train_examples`.
+
+    WINDOW: those of the window. EVERYTHING: all up to now. WINDOW_AND_PAST: half and half. With EVERYTHING the
+    retriever is trained from scratch, otherwise the parent's is fine-tuned on the window.
+    """
+
+    WINDOW = auto()
+    EVERYTHING = auto()
+    WINDOW_AND_PAST = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Layers by how they react: active users' similarities [U, L] -> `Location`."""
+
+    choose: Callable[[Tensor], Location]
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """Layers without a look at the data: (number of layers, seed) -> indices, ascending."""
+
+    choose: Callable[[int, int], tuple[int, ...]]
+
+
+LayerRule = Asked | Unasked
+
+
+def every_layer(n_layers: int, seed: int) -> tuple[int, ...]:
+    """
+    >>> every_layer(3, seed=0)
+    (0, 1, 2)
+    """
+    return tuple(range(n_layers))
+
+
+def top_layers(n_layers: int, seed: int) -> tuple[int, ...]:
+    """The highest floor(0.3 L), nearest to the answer.
+
+    >>> top_layers(10, seed=0)
+    (7, 8, 9)
+    """
+    return tuple(range(n_layers))[-located_count(n_layers) :]
+
+
+def random_layers(n_layers: int, seed: int) -> tuple[int, ...]:
+    """floor(0.3 L) different layers, drawn with the seed."""
+    drawn = np.random.default_rng(seed).choice(n_layers, size=located_count(n_layers), replace=False)
+    return tuple(sorted(drawn.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """`forget`: outdated interactions leave the sequences. `consistency`: inactive users' predictions stay the
+    parent's.
+    """
+
+    start: Start = Start.PARENT
+    targets: Targets = Targets.WINDOW
+    layers: LayerRule = Asked(located)
+    forget: bool = True
+    consistency: bool = True
+
+
+EVOREC = Recipe()
+BOOTSTRAP = Recipe(
+    start=Start.FRESH, targets=Targets.EVERYTHING, layers=Unasked(every_layer), forget=False, consistency=False
+)

@@ -1,0 +1,332 @@
+"""Every strategy of the benchmark, one round on a small store: what distinguishes them, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from evolver.batches import make_example
+from evolver.bench.strategies import STRATEGIES, make_bootstrap
+from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
+from evolver.bench.strategy import Learned, Task
+from evolver.bench.version_files import load_blend, load_version
+from evolver.inputs import EvolutionInputs, ParentVersion
+from evolver.lora import lora_state
+from evolver.pipeline import run_pipeline
+from evolver.splits import Split, split
+from evolver.stores import Store, make_store
+from evolver.tiny_model import make_model, save_base_model, train_tokenizer
+from evolver.update import update
+from shared.config import Settings
+from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
+from shared.prompt import Prompt
+from shared.retriever import RETRIEVER_FILE
+from shared.types import ItemId, UserId
+from tests.factories import manifest
+from tests.store_inputs import store_inputs
+
+ADAPTER_FILE = "adapter_model.safetensors"
+N_LAYERS, RANK = 10, 4
+PANEL_SHARE = 0.2
+# Those that train three of ten layers, and those that train all of the bootstrap's.
+LOCATING = [
+    "evorec",
+    *(f"evorec-{name}" for name in ("random-layers", "mean-similarity", "most-similar", "top-layers")),
+    "evorec-without-forget",
+    "evorec-without-consistency",
+]
+FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
+FRESH = ["retrain", "lsat"]
+CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
+FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
+
+Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
+
+
+@dataclass
+class Seen:
+    """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, and how
+    many inactive prompts it was given.
+    """
+
+    asked: Asked = field(default_factory=list)
+    start: dict[str, Tensor] = field(default_factory=dict)
+    n_inactive: int = 0
+
+
+@dataclass
+class Round:
+    """One round of every strategy, all from the same bootstrap."""
+
+    settings: Settings
+    inputs: EvolutionInputs
+    folder: Path
+    learned: dict[str, Learned] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
+
+    def adapter(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.folder / name / ADAPTER_FILE)
+
+    def changed_layers(self, name: str) -> set[int]:
+        """Layers with any bit that is not the bootstrap's."""
+        before, after = self.adapter("bootstrap"), self.adapter(name)
+        assert before.keys() == after.keys()
+        return {_layer(key) for key, value in before.items() if not _same_bits(value, after[key])}
+
+    def content(self, name: str, file: str) -> bytes:
+        return (self.folder / name / file).read_bytes()
+
+
+def _layer(key: str) -> int:
+    return int(key.split(".layers.")[1].split(".")[0])
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def _split(inputs: EvolutionInputs, settings: Settings) -> Split:
+    return split(inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_validation_users)
+
+
+def _task(played: Round, name: str, parent: str = "bootstrap") -> Task:
+    out = played.folder / name
+    out.mkdir()
+    return Task(
+        played.inputs,
+        _split(played.inputs, played.settings),
+        bootstrap=played.folder / "bootstrap",
+        parent=played.folder / parent,
+        out=out,
+        settings=played.settings,
+        report=lambda stage, share: None,
+    )
+
+
+def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
+    """Note what is asked and trained. Checkpoints are judged on what was trained on, so that training is surely kept,
+    where validation may find the parent better.
+    """
+
+    def asking(user: Any, history: Any, target: Any, *rest: Any, **more: Any) -> Any:
+        seen.asked.append((user, tuple(history), target))
+        return make_example(user, history, target, *rest, **more)
+
+    def training(
+        model: Any, layers: Any, active: Any, inactive: Sequence[Prompt], _: Any, *rest: Any, **more: Any
+    ) -> Any:
+        seen.start, seen.n_inactive = lora_state(model, range(N_LAYERS)), len(inactive)
+        return update(model, layers, active, inactive, active, *rest, **more)
+
+    patch.setattr("evolver.examples.make_example", asking)
+    patch.setattr("evolver.learning.update", training)
+
+
+def _base(store: Store, folder: Path) -> str:
+    """Ten layers, as the shipped base has, and narrow."""
+    tokenizer = train_tokenizer((item.title for item in store.items), vocab_size=600)
+    save_base_model(folder, make_model(tokenizer.get_vocab_size(), hidden_size=48, n_layers=N_LAYERS), tokenizer)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
+    folder = tmp_path_factory.mktemp("round")
+    store = make_store(11, n_users=120, n_items=160, n_categories=8)
+    settings = Settings(
+        base_model=_base(store, folder / "base"),
+        lora_rank=RANK,
+        max_train_examples=16,
+        max_located_users=8,
+        max_evaluated_users=4,
+        max_validation_users=8,
+        retriever_epochs=2,
+        retriever_window_epochs=1,
+        bootstrap_epochs=3,
+        update_epochs=3,
+        learning_rate=1e-2,
+        train_threads=1,  # several threads add in any order, and equal runs differ in the last bits
+    )
+    past = store_inputs(store, store.first_period, store.first_period, panel_share=PANEL_SHARE)
+    inputs = store_inputs(
+        store, (*store.first_period, *store.second_period), store.second_period, panel_share=PANEL_SHARE
+    )
+    found = Round(settings, inputs, folder)
+    (folder / "bootstrap").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        _watched(patch, Seen())
+        make_bootstrap(past, _split(past, settings), folder / "bootstrap", settings, lambda stage, share: None)
+    for name, strategy in STRATEGIES.items():
+        with pytest.MonkeyPatch.context() as patch:
+            _watched(patch, found.seen.setdefault(name, Seen()))
+            found.learned[name] = strategy.learn(_task(found, name))
+    return found
+
+
+def test_frozen_changes_nothing(played: Round) -> None:
+    names = {path.name for path in (played.folder / "bootstrap").iterdir()}
+    assert {ADAPTER_FILE, RETRIEVER_FILE, FORGOTTEN_FILE, "blend.json"} <= names
+    assert {path.name for path in (played.folder / "frozen").iterdir()} == names
+    for name in names:
+        assert played.content("frozen", name) == played.content("bootstrap", name)
+
+
+@pytest.mark.parametrize("name", LOCATING)
+def test_located_layers_change_and_nothing_else(played: Round, name: str) -> None:
+    learned = played.learned[name]
+    assert played.changed_layers(name) == set(learned.location.layers)
+    sizes = {key: value.numel() for key, value in played.adapter(name).items()}
+    trained = sum(size for key, size in sizes.items() if _layer(key) in learned.location.layers)
+    assert (trained, sum(sizes.values())) == (learned.cost.trainable_parameters, learned.cost.lora_parameters)
+    assert 0 < trained <= 0.3 * sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", FROM_PARENT_ALL_LAYERS)
+def test_the_others_change_all_layers(played: Round, name: str) -> None:
+    assert played.changed_layers(name) == set(range(N_LAYERS))
+    cost = played.learned[name].cost
+    assert cost.trainable_parameters == cost.lora_parameters
+
+
+def test_locating_rules_differ_in_what_they_make_of_the_same_similarities(played: Round) -> None:
+    location = played.learned["evorec"].location
+    by_mean = sorted(range(N_LAYERS), key=lambda layer: location.similarity[layer])
+    layers = {name: played.learned[name].location.layers for name in LOCATING}
+    assert layers["evorec-mean-similarity"] == tuple(sorted(by_mean[:3]))
+    assert layers["evorec-most-similar"] == tuple(sorted(by_mean[-3:]))
+    assert layers["evorec-top-layers"] == (7, 8, 9)
+    assert layers["evorec-without-forget"] == layers["evorec-without-consistency"] == location.layers
+    assert sum(location.votes) == played.settings.max_located_users
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "frozen"])
+def test_where_training_starts(played: Round, name: str) -> None:
+    """A fresh LoRA's B is zero; the bootstrap's is not."""
+    start = played.seen[name].start
+    parent = {key.replace(".weight", ".default.weight"): value for key, value in played.adapter("bootstrap").items()}
+    assert any(value.any() for key, value in parent.items() if "lora_B" in key)
+    if name in FRESH:
+        assert not any(value.any() for key, value in start.items() if "lora_B" in key)
+    else:
+        assert all(_same_bits(value, parent[key]) for key, value in start.items())
+
+
+def test_where_training_examples_lie(played: Round) -> None:
+    """The place of a target is the length of the history before it, where nothing is forgotten."""
+    trainable = _split(played.inputs, played.settings).trainable
+
+    def in_window(name: str) -> list[bool]:
+        asked = [(user, history, target) for user, history, target in played.seen[name].asked if user in trainable]
+        events = [played.inputs.histories[user][len(history)] for user, history, _ in asked]
+        assert [event.item_id for event in events] == [target for _, _, target in asked]
+        return [event.event_id in played.inputs.window_event_ids for event in events]
+
+    cap = played.settings.max_train_examples
+    for name in ("finetune", "kl", "lsat", "evorec-without-forget"):
+        assert in_window(name) == [True] * cap
+    assert in_window("replay") == [True] * (cap // 2) + [False] * (cap // 2)
+    everything = in_window("retrain")
+    assert len(everything) == cap
+    assert {True, False} == set(everything)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
+    asked = {user for user, _, _ in played.seen[name].asked}
+    assert bool(asked) is (name != "frozen")
+    assert not asked & played.inputs.panel
+
+
+def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
+    renewed = {played.content(name, RETRIEVER_FILE) for name in STRATEGIES if name not in ("frozen", "retrain")}
+    bootstrap, retrained = (played.content(name, RETRIEVER_FILE) for name in ("bootstrap", "retrain"))
+    assert len(renewed) == 1
+    assert len(renewed | {bootstrap, retrained}) == 3
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_is_forgotten(played: Round, name: str) -> None:
+    forgotten, learned = ForgottenSet.load(played.folder / name), played.learned[name]
+    assert len(forgotten) == learned.forgotten_interactions
+    assert (len(forgotten) > 0) is (name in FORGETTING)
+    assert (learned.forgotten_share > 0) is (name in FORGETTING)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_who_is_held_to_the_parent(played: Round, name: str) -> None:
+    expected = played.settings.max_train_examples // 4 if name in CONSISTENT else 0
+    assert played.seen[name].n_inactive == expected
+    assert played.learned[name].consistency == (1.0 if name in CONSISTENT else 0.0)
+
+
+def test_lsat_keeps_the_long_term_lora_beside_the_short_term_one(played: Round) -> None:
+    """A is kept bit for bit, B times the weight that validation chose, one for all layers."""
+    long, merged = played.adapter("bootstrap"), played.adapter("lsat")
+    options = []
+    for key, value in long.items():
+        if "lora_A" in key:
+            assert merged[key].shape == (2 * RANK, value.shape[1])
+            assert _same_bits(merged[key][:RANK].contiguous(), value)
+            assert not torch.equal(merged[key][RANK:], value)
+        else:
+            kept = merged[key][:, :RANK]
+            options.append({weight for weight in LONG_TERM_WEIGHTS if torch.equal(kept, weight * value)})
+    assert len(set.intersection(*options)) == 1
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_version_is_loaded_from_its_folder_alone(played: Round, name: str) -> None:
+    learned, folder = played.learned[name], played.folder / name
+    version = load_version(folder, played.inputs.items, played.settings)
+    assert version.model is not None
+    assert learned.version.model is not None
+    loaded, kept = (lora_state(model, range(N_LAYERS)) for model in (version.model, learned.version.model))
+    assert loaded.keys() == kept.keys()
+    assert all(_same_bits(value, kept[key]) for key, value in loaded.items())
+    assert version.forgotten == learned.version.forgotten
+    assert load_blend(folder) == learned.blend
+
+
+def test_the_second_round_goes_on_from_the_first(played: Round) -> None:
+    """LSAT's own version has twice the rank; it is the long-term LoRA that it goes on from."""
+    learned = STRATEGIES["lsat"].learn(_task(played, "lsat-again", parent="lsat"))
+    assert learned.cost.lora_parameters == played.learned["lsat"].cost.lora_parameters
+    assert played.content("lsat-again", RETRIEVER_FILE) != played.content("lsat", RETRIEVER_FILE)
+
+
+def test_costs(played: Round) -> None:
+    costs = {name: learned.cost for name, learned in played.learned.items()}
+    frozen = costs.pop("frozen")
+    assert (frozen.examples, frozen.tokens_forward, frozen.trainable_parameters) == (0, 0, 0)
+    for name, cost in costs.items():
+        assert cost.examples == played.settings.update_epochs * played.settings.max_train_examples
+        assert cost.tokens_forward > cost.tokens_backward > 0
+        assert {"locate", "forget", "update", "blend"} <= cost.seconds.keys()
+        assert ("merge" in cost.seconds) is (name == "lsat")
+        assert cost.peak_memory_mib > 0
+    # Locate's two prompts of each user come on top of what the same training takes without.
+    assert costs["evorec"].tokens_forward > costs["evorec-random-layers"].tokens_forward
+    assert costs["evorec"].tokens_backward == costs["evorec-random-layers"].tokens_backward
+    assert costs["kl"].tokens_backward > costs["finetune"].tokens_backward
+
+
+def test_the_evolver_makes_the_same_version(played: Round, tmp_path: Path) -> None:
+    parent = ParentVersion(played.folder / "bootstrap", manifest(blend=load_blend(played.folder / "bootstrap")))
+    with pytest.MonkeyPatch.context() as patch:
+        _watched(patch, Seen())
+        result = run_pipeline(
+            played.inputs, parent, tmp_path, played.settings, lambda stage, share: None, lambda: False
+        )
+    learned = played.learned["evorec"]
+    assert played.changed_layers("evorec")
+    for file in (ADAPTER_FILE, RETRIEVER_FILE, FORGOTTEN_FILE):
+        assert (tmp_path / file).read_bytes() == played.content("evorec", file)
+    assert result.located_layers == learned.location.layers
+    assert result.blend == learned.blend
