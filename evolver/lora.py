@@ -82,11 +82,7 @@ def train_device(settings: Settings) -> torch.device:
 
 
 def train_dtype(device: torch.device, wanted: Dtype | Literal["auto"]) -> torch.dtype:
-    """What products are computed in. Never float16: it has too little range for gradients.
-
-    >>> train_dtype(torch.device("cuda"), "auto"), train_dtype(torch.device("cpu"), "float32")
-    (torch.bfloat16, torch.float32)
-    """
+    """What products are computed in. Never float16: it has too little range for gradients."""
     if device.type == "cpu":
         dtype: torch.dtype = getattr(torch, cpu_dtype("auto" if wanted == "float16" else wanted))
         return dtype

@@ -171,22 +171,32 @@ class _Run:
         batches = [
             b for _ in range(self._config.epochs) for b in batches_by_length(prompts, self._config.batch_size, rng=rng)
         ]
+        beside = self._drawn(inactive, len(batches), rng)
         for step, chunk in enumerate(batches):
             # Linear warm-up over a tenth, linear decay to a tenth.
             share = step / len(batches)
             self._optimizer.param_groups[0]["lr"] = self._config.learning_rate * min(1.0, 10 * share + 0.1, 1.1 - share)
-            self._step([active[i] for i in chunk], inactive, rng)
+            self._step([active[i] for i in chunk], beside[step])
             yield (step + 1) / len(batches)
 
-    def _step(
-        self, active: Sequence[Labelled], inactive: Sequence[tuple[Prompt, list[float]]], rng: np.random.Generator
-    ) -> None:
+    def _drawn(
+        self, inactive: Sequence[tuple[Prompt, list[float]]], steps: int, rng: np.random.Generator
+    ) -> list[list[tuple[Prompt, list[float]]]]:
+        """Half a batch of inactive users for each step: drawn for all steps at once, so that prompts of like length
+        come together.
+        """
+        if not inactive or self._weight <= 0:
+            return [[]] * steps
+        size = max(1, self._config.batch_size // 2)
+        drawn = [inactive[i] for i in rng.integers(0, len(inactive), size=size * steps)]
+        return [[drawn[i] for i in chunk] for chunk in batches_by_length([p for p, _ in drawn], size, rng=rng)]
+
+    def _step(self, active: Sequence[Labelled], beside: Sequence[tuple[Prompt, list[float]]]) -> None:
         logprobs = self._asked.logprobs([example.prompt for example in active])
-        loss = alignment_loss(logprobs, torch.tensor([example.target for example in active], device=logprobs.device))
-        if inactive and self._weight > 0:
-            picked = [inactive[i] for i in rng.integers(0, len(inactive), size=max(1, len(active) // 2))]
-            loss = loss + self._weight * _consistency(self._asked, picked)
-        torch.autograd.backward(loss)
+        targets = torch.tensor([example.target for example in active], device=logprobs.device)
+        torch.autograd.backward(alignment_loss(logprobs, targets))
+        if beside:  # by itself: gradients add up, and the activations of one half are gone before the other's come
+            torch.autograd.backward(self._weight * _consistency(self._asked, beside))
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

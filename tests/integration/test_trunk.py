@@ -263,6 +263,15 @@ def test_in_bfloat16_nothing_is_merged() -> None:
         assert torch.equal(model.state_dict()[_QUERY], before)
 
 
+def test_kept_states_lose_nothing_in_bfloat16() -> None:
+    """Products are rounded, what goes from block to block is not: it is kept in float32."""
+    model, prompts = _model(), _prompts(6)
+    model.compute_dtype = torch.bfloat16
+    with torch.no_grad():
+        expected = label_logprobs(model, collate(prompts), LABELS)
+        torch.testing.assert_close(label_logprobs(model, batches_for(model, (2,), mib=1)(prompts), LABELS), expected)
+
+
 def test_scoring_while_training_keeps_states_that_can_be_trained_on() -> None:
     """Scores are asked for in inference mode, whose tensors autograd refuses."""
     model, prompts = _model(), _prompts(3)
