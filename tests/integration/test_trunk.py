@@ -51,7 +51,7 @@ SIZES = {
 SLIDING = {
     "use_sliding_window": True,
     "sliding_window": 3,
-    "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
 }
 BASES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
