@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolver.lora import run_trunk
+from evolver.lora import merged
+from evolver.trunk import answer_states, run_trunk
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
 from shared.types import Item, ItemId, UserId
@@ -18,6 +19,8 @@ from shared.types import Item, ItemId, UserId
 if TYPE_CHECKING:
     from peft import PeftModel
 
+# Most tokens in one batch of scores. On a CPU few prompts at once are faster: their states stay in its caches.
+SCORED_TOKENS = {"cpu": 3072, "cuda": 32_768}
 NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best hundred
 
 
@@ -39,11 +42,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Right-padded prompts: `ids` [B, T], `mask` [B, T] true on real tokens, `n_candidates` [B]."""
+    """Right-padded prompts: `ids` [B, T], `mask` [B, T] true on real tokens, `n_candidates` [B].
+
+    Where the lower blocks' work is known, `entering` [B, T, d] is what enters block number `block`.
+    """
 
     ids: Tensor
     mask: Tensor
     n_candidates: Tensor
+    entering: Tensor | None = None
+    block: int = 0
 
 
 def make_example(
@@ -96,6 +104,9 @@ def collate(prompts: Sequence[Prompt]) -> PromptBatch:
     return PromptBatch(ids, mask, torch.tensor([prompt.n_candidates for prompt in prompts]))
 
 
+BatchOf = Callable[[Sequence[Prompt]], PromptBatch]
+
+
 def batches_by_length(
     prompts: Sequence[Prompt], size: int, *, rng: np.random.Generator | None = None
 ) -> Iterator[list[int]]:
@@ -110,18 +121,33 @@ def batches_by_length(
     yield from chunks
 
 
+def scored_batches(prompts: Sequence[Prompt], size: int, tokens: int) -> Iterator[list[int]]:
+    """Indices, longest prompts first, in batches of at most `size` prompts and `tokens` tokens with padding (or one
+    prompt).
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].token_ids))
+    while order:
+        rows = max(1, min(size, tokens // len(prompts[order[0]].token_ids)))
+        yield order[:rows]
+        order = order[rows:]
+
+
 def label_logprobs(model: PeftModel, batch: PromptBatch, label_ids: Sequence[int]) -> Tensor:
     """log p(label | prompt), renormalised over each prompt's labels; -inf beyond them.  -> [B, max candidates]
 
-    Only the labels' rows of the output matrix are multiplied.
+    Only the labels' rows of the output matrix are multiplied, and of the last block only what the answer needs.
     """
-    hidden = run_trunk(model, batch.ids)
-    rows = torch.arange(len(batch.ids))
-    answer = hidden[rows, batch.mask.sum(1) - 1]  # [B, d]
+    device = model.device
+    x = batch.ids.to(device) if batch.entering is None else batch.entering
+    last, n_candidates = (batch.mask.sum(1) - 1).to(device), batch.n_candidates.to(device)
+    if model.has_parts:
+        answer = answer_states(model, x, last, block=batch.block)  # [B, d]
+    else:
+        answer = run_trunk(model, x)[torch.arange(len(x), device=device), last]
     width = int(batch.n_candidates.max())
-    labels = model.get_base_model().lm_head.weight[torch.tensor(label_ids[:width])]  # [C, d]
+    labels = model.get_base_model().lm_head.weight[torch.tensor(label_ids[:width], device=device)]  # [C, d]
     logits = answer @ labels.T
-    outside = torch.arange(width)[None, :] >= batch.n_candidates[:, None]
+    outside = torch.arange(width, device=device)[None, :] >= n_candidates[:, None]
     return torch.log_softmax(logits.masked_fill(outside, -torch.inf), dim=-1)
 
 
@@ -133,16 +159,18 @@ def score_prompts(
     *,
     batch_size: int = 32,
     on_batch: Callable[[float], None] = lambda share: None,
+    batch_of: BatchOf = collate,
 ) -> list[list[float]]:
-    """Label log-probabilities of every prompt, in the order given."""
+    """Label log-probabilities of every prompt, in the order given; at most `batch_size` at once, fewer long ones."""
     scores: list[list[float]] = [[] for _ in prompts]
     done = 0
-    for chunk in batches_by_length(prompts, batch_size):
-        logprobs = label_logprobs(model, collate([prompts[i] for i in chunk]), label_ids)
-        for i, row in zip(chunk, logprobs.tolist(), strict=True):
-            scores[i] = row[: prompts[i].n_candidates]
-        done += len(chunk)
-        on_batch(done / len(prompts))
+    with merged(model):
+        for chunk in scored_batches(prompts, batch_size, SCORED_TOKENS[model.device.type]):
+            logprobs = label_logprobs(model, batch_of([prompts[i] for i in chunk]), label_ids)
+            for i, row in zip(chunk, logprobs.tolist(), strict=True):
+                scores[i] = row[: prompts[i].n_candidates]
+            done += len(chunk)
+            on_batch(done / len(prompts))
     return scores
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from evolver.batches import PromptBatch, batches_by_length, collate
-from evolver.lora import decoder_layers, run_trunk
+from evolver.trunk import decoder_layers, run_trunk
 from shared.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def locate(
 def block_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:
     """Every decoder block's output for each prompt.  -> [B, L, T, d]"""
     with _collected(model) as outputs:
-        run_trunk(model, batch.ids)
-    return torch.stack(outputs, dim=1).float()
+        run_trunk(model, batch.ids.to(model.device))
+    return torch.stack(outputs, dim=1).float().cpu()
 
 
 @contextmanager

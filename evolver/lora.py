@@ -6,34 +6,59 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import structlog
 import torch
 from torch import Tensor, nn
 
+from evolver.trunk import decoder_layers as decoder_layers
+from evolver.trunk import has_parts
+from evolver.trunk import run_trunk as run_trunk
 from shared.base_model import base_model_folder
 from shared.config import Settings
-from shared.precision import cpu_dtype
+from shared.precision import Dtype, cpu_dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
+log = structlog.get_logger(__name__)
+
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GPU_ROOM = 4  # free memory that makes a GPU a choice, in sizes of the base: its weights, merged ones, activations
+MERGED_MIB = 4096  # most that merged copies of the weights may take
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> PeftModel:
-    """The base model in float32 with the parent version's LoRA, or a fresh one (B = 0: it changes nothing yet)."""
+    """The base model in float32 with the parent version's LoRA, or a fresh one (B = 0: it changes nothing yet), on the
+    device that trains.
+    """
     # PEFT and transformers take seconds to import: whoever only computes with tensors does without.
-    from peft import LoraConfig, get_peft_model
     from peft.utils import load_peft_weights, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base_model_folder(settings.base_model), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
+    model = add_lora(base, settings, seed=seed)
+    if parent is not None:
+        set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
+    return model
+
+
+def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int) -> PeftModel:
+    """A fresh LoRA on a base in float32, ready to be asked and trained.
+
+    The model also says what its products are computed in (`compute_dtype`) and whether it can be run in parts
+    (`has_parts`).
+    """
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(
         r=settings.lora_rank,
@@ -42,28 +67,40 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
         target_modules=list(TARGET_MODULES),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)
-    if parent is not None:
-        set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
-    # Master weights stay float32; the trunk computes in what the engine computes in on this CPU. float16 has too little
-    # range for gradients.
-    model.compute_dtype = getattr(torch, cpu_dtype("auto" if settings.dtype == "float16" else settings.dtype))
+    device = train_device(settings, sum(parameter.nbytes for parameter in base.parameters()))
+    model: PeftModel = get_peft_model(base, config).to(device).eval()
+    model.compute_dtype = torch.float32
+    model.has_parts = has_parts(model)
+    # Master weights stay float32; the trunk computes in what the engine computes in.
+    model.compute_dtype = train_dtype(device, settings.dtype)
     # The artifact must not name a folder of the machine that trained it.
     model.peft_config["default"].base_model_name_or_path = None
-    return model.eval()
+    return model
 
 
-def decoder_layers(model: PeftModel) -> nn.ModuleList:
-    """The decoder blocks, in order."""
-    layers: nn.ModuleList = model.get_base_model().model.layers
-    return layers
+def train_device(settings: Settings, base_bytes: int) -> torch.device:
+    """Where the evolver computes, with a base of that size in float32.
+
+    Left open, it is a GPU that has room: an engine on the same one takes nearly all of its memory for itself. Raises
+    `RuntimeError` for a device that this build of torch does not know.
+    """
+    if settings.train_device != "auto":
+        return torch.device(settings.train_device)
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    free, needed = torch.cuda.mem_get_info()[0], GPU_ROOM * base_bytes
+    if free < needed:
+        log.warning("gpu_has_no_room", free=free, needed=needed, remedy="EVOREC_TRAIN_DEVICE names another")
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
-def run_trunk(model: PeftModel, ids: Tensor) -> Tensor:
-    """The last block's normalised output, computed in the model's `compute_dtype`.  ids: [B, T] -> [B, T, d] float32"""
-    with torch.autocast(ids.device.type, model.compute_dtype, enabled=model.compute_dtype != torch.float32):
-        hidden: Tensor = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden.float()
+def train_dtype(device: torch.device, wanted: Dtype | Literal["auto"]) -> torch.dtype:
+    """What products are computed in. Never float16: it has too little range for gradients."""
+    if device.type == "cpu":
+        dtype: torch.dtype = getattr(torch, cpu_dtype("auto" if wanted == "float16" else wanted))
+        return dtype
+    return torch.float32 if wanted == "float32" else torch.bfloat16
 
 
 def lora_parameters(model: PeftModel) -> Iterator[tuple[int, str, nn.Parameter]]:
@@ -97,6 +134,42 @@ def restore_lora(model: PeftModel, state: dict[str, Tensor]) -> None:
     for _, name, parameter in lora_parameters(model):
         if name in state:
             parameter.copy_(state[name])
+
+
+@contextmanager
+def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[None]:
+    """While their LoRA does not change, let some layers (None: all) compute W' x with W' = W + (alpha / r) B A in place
+    of W x + (alpha / r) B (A x): one product where there were three.
+
+    The weights themselves are set aside and put back, not computed back, so they return bit for bit. In float32 alone:
+    bfloat16 would round away most of what B A adds to W. Where the copies would take more than `MERGED_MIB`, nothing is
+    merged (such a base's own products are so large that LoRA adds little to them).
+    """
+    linears = _lora_linears(model, layers)
+    size = sum(linear.get_base_layer().weight.nbytes for linear in linears)
+    if model.compute_dtype != torch.float32 or size > MERGED_MIB * 2**20:
+        linears = []
+    kept = [linear.get_base_layer().weight.data for linear in linears]
+    try:
+        # Plain tensors: one made in inference mode could not take part in training.
+        with torch.inference_mode(False), torch.no_grad():
+            for linear, weight in zip(linears, kept, strict=True):
+                linear.get_base_layer().weight.data = weight + linear.get_delta_weight("default")
+                linear.merged_adapters.append("default")
+        yield
+    finally:
+        for linear, weight in zip(linears, kept, strict=True):
+            linear.get_base_layer().weight.data = weight
+            linear.merged_adapters.clear()
+
+
+def _lora_linears(model: PeftModel, layers: Collection[int] | None) -> list[LoraLayer]:
+    """The linears with LoRA of some layers that are not merged yet."""
+    from peft.tuners.lora import LoraLayer
+
+    chosen = decoder_layers(model) if layers is None else [decoder_layers(model)[layer] for layer in layers]
+    modules = (module for block in chosen for module in block.modules())
+    return [module for module in modules if isinstance(module, LoraLayer) and not module.merged]
 
 
 def save_lora(model: PeftModel, folder: Path) -> None:

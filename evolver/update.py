@@ -5,6 +5,9 @@
     L_align = - mean over active users  log p(y | H_filtered)         the ranking loss on what they did next
     L_cons  =   mean over inactive users KL( p_parent(. | H) || p(. | H) )   their predictions stay the parent's
 
+Nothing below the lowest located layer changes: what it makes of each prompt is computed once, and kept for all epochs,
+values of lambda, validations and teacher passes.
+
 lambda is chosen on validation, and so is the checkpoint: the best one on validation is what stays in the model.
 """
 
@@ -18,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evolver.batches import batches_by_length, collate, label_logprobs, score_prompts
-from evolver.lora import lora_state, restore_lora, train_only
+from evolver.batches import BatchOf, batches_by_length, label_logprobs, score_prompts
+from evolver.lora import decoder_layers, lora_state, merged, restore_lora, train_only
+from evolver.lower_blocks import batches_for
 from shared.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -36,7 +40,9 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class UpdateConfig:
-    """The optimiser's settings; `consistency` are the values of lambda to choose from."""
+    """The optimiser's settings; `consistency` are the values of lambda to choose from, `kept_mib` the memory for what
+    the layers below the located ones make of each prompt (4 T d bytes for T tokens; beyond it they run each time).
+    """
 
     epochs: int = 2
     batch_size: int = 16
@@ -44,6 +50,7 @@ class UpdateConfig:
     consistency: tuple[float, ...] = (1.0,)
     checks: int = 2  # validations (candidate checkpoints) in a training run
     seed: int = 0
+    kept_mib: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,42 +99,67 @@ def update(
     Validation is the ranking loss on held-out active users plus, where there are inactive ones, the consistency loss on
     the last fifth of them, which are not trained on: lambda is judged by both things it trades.
     """
-    parent = score_prompts(model, inactive, label_ids)
+    frozen = set(range(len(decoder_layers(model)))) - set(layers)
+    with merged(model, frozen):
+        asked = _Asked(model, label_ids, batches_for(model, layers, mib=config.kept_mib))
+        return _update(asked, layers, active, inactive, validation, config, on_step)
+
+
+def _update(
+    asked: _Asked,
+    layers: Collection[int],
+    active: Sequence[Labelled],
+    inactive: Sequence[Prompt],
+    validation: Sequence[Labelled],
+    config: UpdateConfig,
+    on_step: Callable[[float], None],
+) -> UpdateResult:
+    parent = asked.scores(inactive)
     n_held = len(inactive) // 5
     trained, held = (
         _pairs(inactive, parent, 0, len(inactive) - n_held),
         _pairs(inactive, parent, len(inactive) - n_held, len(inactive)),
     )
-    start = lora_state(model, layers)
-    before = best = _validate(model, validation, held, label_ids)
+    start = lora_state(asked.model, layers)
+    before = best = _validate(asked, validation, held)
     best_state, best_weight = start, config.consistency[0]
     weights = config.consistency if inactive else config.consistency[:1]
     for number, weight in enumerate(weights):
-        restore_lora(model, start)
-        run = _Run(model, train_only(model, layers), label_ids, config, weight)
+        restore_lora(asked.model, start)
+        run = _Run(asked, train_only(asked.model, layers), config, weight)
         for share in run.epochs(active, trained):
             on_step((number + share) / len(weights))
             if run.check_due(share):
-                loss = _validate(model, validation, held, label_ids)
+                loss = _validate(asked, validation, held)
                 if loss < best:
-                    best, best_state, best_weight = loss, lora_state(model, layers), weight
-    restore_lora(model, best_state)
-    train_only(model, ())
+                    best, best_state, best_weight = loss, lora_state(asked.model, layers), weight
+    restore_lora(asked.model, best_state)
+    train_only(asked.model, ())
     return UpdateResult(best_weight, before, best, len(active))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The model as it is asked here: for label log-probabilities of batches made one way."""
+
+    model: PeftModel
+    label_ids: Sequence[int]
+    batch_of: BatchOf
+
+    def logprobs(self, prompts: Sequence[Prompt]) -> Tensor:
+        """[B, C], to be differentiated."""
+        return label_logprobs(self.model, self.batch_of(prompts), self.label_ids)
+
+    def scores(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        """The same in numbers, for any number of prompts."""
+        return score_prompts(self.model, prompts, self.label_ids, batch_of=self.batch_of)
 
 
 class _Run:
     """One training run with one lambda."""
 
-    def __init__(
-        self,
-        model: PeftModel,
-        parameters: Sequence[nn.Parameter],
-        label_ids: Sequence[int],
-        config: UpdateConfig,
-        weight: float,
-    ) -> None:
-        self._model, self._parameters, self._label_ids = model, parameters, label_ids
+    def __init__(self, asked: _Asked, parameters: Sequence[nn.Parameter], config: UpdateConfig, weight: float) -> None:
+        self._asked, self._parameters = asked, parameters
         self._config, self._weight = config, weight
         self._optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
         self._checked = 0
@@ -139,22 +171,32 @@ class _Run:
         batches = [
             b for _ in range(self._config.epochs) for b in batches_by_length(prompts, self._config.batch_size, rng=rng)
         ]
+        beside = self._drawn(inactive, len(batches), rng)
         for step, chunk in enumerate(batches):
             # Linear warm-up over a tenth, linear decay to a tenth.
             share = step / len(batches)
             self._optimizer.param_groups[0]["lr"] = self._config.learning_rate * min(1.0, 10 * share + 0.1, 1.1 - share)
-            self._step([active[i] for i in chunk], inactive, rng)
+            self._step([active[i] for i in chunk], beside[step])
             yield (step + 1) / len(batches)
 
-    def _step(
-        self, active: Sequence[Labelled], inactive: Sequence[tuple[Prompt, list[float]]], rng: np.random.Generator
-    ) -> None:
-        logprobs = label_logprobs(self._model, collate([example.prompt for example in active]), self._label_ids)
-        loss = alignment_loss(logprobs, torch.tensor([example.target for example in active]))
-        if inactive and self._weight > 0:
-            picked = [inactive[i] for i in rng.integers(0, len(inactive), size=max(1, len(active) // 2))]
-            loss = loss + self._weight * _consistency(self._model, picked, self._label_ids)
-        torch.autograd.backward(loss)
+    def _drawn(
+        self, inactive: Sequence[tuple[Prompt, list[float]]], steps: int, rng: np.random.Generator
+    ) -> list[list[tuple[Prompt, list[float]]]]:
+        """Half a batch of inactive users for each step: drawn for all steps at once, so that prompts of like length
+        come together.
+        """
+        if not inactive or self._weight <= 0:
+            return [[]] * steps
+        size = max(1, self._config.batch_size // 2)
+        drawn = [inactive[i] for i in rng.integers(0, len(inactive), size=size * steps)]
+        return [[drawn[i] for i in chunk] for chunk in batches_by_length([p for p, _ in drawn], size, rng=rng)]
+
+    def _step(self, active: Sequence[Labelled], beside: Sequence[tuple[Prompt, list[float]]]) -> None:
+        logprobs = self._asked.logprobs([example.prompt for example in active])
+        targets = torch.tensor([example.target for example in active], device=logprobs.device)
+        torch.autograd.backward(alignment_loss(logprobs, targets))
+        if beside:  # by itself: gradients add up, and the activations of one half are gone before the other's come
+            torch.autograd.backward(self._weight * _consistency(self._asked, beside))
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -173,25 +215,25 @@ def _pairs(
     return list(zip(prompts[start:end], parent[start:end], strict=True))
 
 
-def _consistency(model: PeftModel, pairs: Sequence[tuple[Prompt, list[float]]], label_ids: Sequence[int]) -> Tensor:
-    logprobs = label_logprobs(model, collate([prompt for prompt, _ in pairs]), label_ids)
-    parent = torch.full_like(logprobs, -torch.inf)
-    for row, (_, scores) in enumerate(pairs):
-        parent[row, : len(scores)] = torch.tensor(scores)
-    return consistency_loss(logprobs, parent)
+def _consistency(asked: _Asked, pairs: Sequence[tuple[Prompt, list[float]]]) -> Tensor:
+    logprobs = asked.logprobs([prompt for prompt, _ in pairs])
+    return consistency_loss(logprobs, _padded([scores for _, scores in pairs]).to(logprobs.device))
 
 
-@torch.inference_mode()
-def _validate(
-    model: PeftModel, examples: Sequence[Labelled], held: Sequence[tuple[Prompt, list[float]]], label_ids: Sequence[int]
-) -> float:
-    scores = score_prompts(model, [example.prompt for example in examples], label_ids)
+def _padded(scores: Sequence[Sequence[float]]) -> Tensor:
+    """[B, C], -inf where a row has fewer."""
+    rows = [torch.tensor(row) for row in scores]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
+
+
+def _validate(asked: _Asked, examples: Sequence[Labelled], held: Sequence[tuple[Prompt, list[float]]]) -> float:
+    scores = asked.scores([example.prompt for example in examples])
     loss = (
         -float(np.mean([row[example.target] for row, example in zip(scores, examples, strict=True)]))
         if examples
         else 0.0
     )
-    for start in range(0, len(held), 32):
-        pairs = held[start : start + 32]
-        loss += float(_consistency(model, pairs, label_ids)) * len(pairs) / len(held)
+    if held:
+        now = asked.scores([prompt for prompt, _ in held])
+        loss += float(consistency_loss(_padded(now), _padded([scores for _, scores in held])))
     return loss

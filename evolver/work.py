@@ -45,14 +45,13 @@ def work_of_update(
     """
     n_trained = len(inactive) - len(inactive) // 5
     aligned = config.epochs * tokens(example.prompt for example in active)
-    full, rest = divmod(len(active), config.batch_size)
-    sizes = [config.batch_size] * full + [rest] * (rest > 0)
-    drawn = config.epochs * sum(max(1, size // 2) for size in sizes) if n_trained else 0
+    steps = config.epochs * -(-len(active) // config.batch_size)
+    drawn = steps * max(1, config.batch_size // 2) if n_trained else 0
     consistent = round(drawn * tokens(inactive[:n_trained]) / max(1, n_trained))
     weights = config.consistency if inactive else config.consistency[:1]
     backward = sum(aligned + (consistent if weight > 0 else 0) for weight in weights)
     # A validation before training, and `checks` in each run as far as there are steps.
-    validations = 1 + len(weights) * min(config.checks, config.epochs * len(sizes))
+    validations = 1 + len(weights) * min(config.checks, steps)
     judged = tokens(example.prompt for example in validation) + tokens(inactive[n_trained:])
     return Work(
         examples=len(weights) * config.epochs * len(active),
