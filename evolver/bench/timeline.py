@@ -54,7 +54,11 @@ class Timeline:
     @property
     def past(self) -> EvolutionInputs:
         """What the bootstrap is made from; without a parent, all of it is the window."""
-        return self._inputs(0, self.cuts[0])
+        return self.known_by(self.cuts[0])
+
+    def known_by(self, end: int) -> EvolutionInputs:
+        """Everything up to the event with this number, as one window."""
+        return self._inputs(0, end)
 
     def window(self, number: int) -> Window:
         """Round `number`, 1..3."""
