@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from evolver.bench.cases import KINDS
 from evolver.bench.results import FORMAT, GROUPS, SETS
 from evolver.bench.rules import RULES
+from evolver.bench.strategy import Cost, Learned
+from evolver.inputs import EvolutionInputs
+from evolver.locate import Location
+from evolver.scoring import Version
 from shared.config import Settings
+from shared.forgotten import ForgottenSet
+from shared.ranking import BlendWeights
+from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Interaction, Item, ItemId
 from tests.factories import T0, interaction
 
@@ -40,6 +49,21 @@ def make_interactions(n_users: int = 80, n: int = 900, seed: int = 0) -> tuple[I
             bought.add((user, item))
             events.append(interaction(f"u{user:03d}", f"i{item:03d}", at=len(events) * DAY / 4))
     return tuple(events)
+
+
+def learned_nothing(inputs: EvolutionInputs, out: Path) -> Learned:
+    """A version without an LLM, whose retriever knows words alone; the file in `out` stands for its files."""
+    torch.manual_seed(0)
+    (out / "made").touch()
+    return Learned(
+        version=Version(None, RetrieverIndex(Retriever([]), inputs.items), ForgottenSet()),
+        blend=BlendWeights(llm=0.0, retriever=1.0, popularity=0.5),
+        location=Location((1,), (0, 3), (0.9, 0.8)),
+        forgotten_interactions=4,
+        forgotten_share=0.25,
+        consistency=1.0,
+        cost=Cost({"update": 2.0}, 10, 1000, 900, 30, 100, 64.0),
+    )
 
 
 def bench_results(

@@ -9,29 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.results import BLEND, EVOREC, FROZEN, GROUPS, SETS, collect
 from evolver.bench.runner import SCORES, SeedRun
 from evolver.bench.scores import RETRIEVER, load_scores
-from evolver.bench.strategy import Cost, Learned, Strategy, Task
+from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import make_timeline
 from evolver.inputs import EvolutionInputs
-from evolver.locate import Location
-from evolver.scoring import Version
 from evolver.splits import Split
 from shared.config import Settings
 from shared.errors import Conflict
-from shared.forgotten import ForgottenSet
-from shared.ranking import BlendWeights
-from shared.retriever import Retriever, RetrieverIndex
 from tests import tiny_base
-from tests.bench_support import SETTINGS, make_interactions, make_items
+from tests.bench_support import SETTINGS, learned_nothing, make_interactions, make_items
 
 ROUNDS = 2
-COST = Cost({"update": 2.0}, 10, 1000, 900, 30, 100, 64.0)
 
 
 class _Silent:
@@ -40,20 +33,6 @@ class _Silent:
 
     def report(self, stage: str, share: float) -> None:
         assert 0.0 <= share <= 1.0, stage
-
-
-def _learned(inputs: EvolutionInputs, out: Path, seed: int) -> Learned:
-    torch.manual_seed(seed)
-    (out / "made").write_text(str(seed))
-    return Learned(
-        version=Version(None, RetrieverIndex(Retriever([]), inputs.items), ForgottenSet()),
-        blend=BlendWeights(llm=0.0, retriever=1.0, popularity=0.5),
-        location=Location((1,), (0, 3), (0.9, 0.8)),
-        forgotten_interactions=4,
-        forgotten_share=0.25,
-        consistency=1.0,
-        cost=COST,
-    )
 
 
 @dataclass
@@ -82,7 +61,7 @@ class _Lab:
     ) -> Learned:
         self.bootstraps += 1
         assert not split.trainable & inputs.panel
-        return _learned(inputs, out, 99)
+        return learned_nothing(inputs, out)
 
     def _learner(self, number: int) -> Callable[[Task], Learned]:
         def learn(task: Task) -> Learned:
@@ -94,7 +73,7 @@ class _Lab:
             assert not list(task.out.iterdir())
             self.tasks.append((name, task))
             task.report("update", 0.5)
-            return _learned(task.inputs, task.out, number)
+            return learned_nothing(task.inputs, task.out)
 
         return learn
 

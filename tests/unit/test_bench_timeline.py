@@ -27,7 +27,9 @@ DATA = os.environ.get("EVOREC_DATA_DIR")
 
 @pytest.fixture(scope="module")
 def timeline() -> Timeline:
-    return make_timeline(make_items(), make_interactions(), SETTINGS, seed=3)
+    *events, last = make_interactions()
+    new = replace(last, item_id=ItemId("i060"))  # bought at the very end and never before
+    return make_timeline(make_items(61), [*events, new], SETTINGS, seed=3)
 
 
 @pytest.fixture(scope="module")
