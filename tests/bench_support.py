@@ -113,6 +113,7 @@ def bench_results(
     return {
         "format": FORMAT,
         "command": "evorec bench --items shop/items.jsonl --interactions shop/interactions.csv",
+        "machine": {"cores": 2, "threads": 1, "accelerator": None},
         "data": {
             "name": "shop",
             "items": 60,

@@ -145,6 +145,7 @@ def _strategies(names: str | None) -> list[Strategy]:
 def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strategy], size: Size, out: Path) -> Path:
     """Run what is missing of a seed; returns the file of its results."""
     from evolver.bench.base import about_base, ensure_base
+    from evolver.bench.machine import machine
     from evolver.bench.results import collect, write_results
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
@@ -165,7 +166,8 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
         watcher.step("intervals", 1, 1)
     path = folder / "results.json"
     results = {
-        "command": f"evorec bench --items {_short(source.items)} --interactions {_short(source.interactions)}",
+        "command": _command(source, size, base if config is None else None),
+        "machine": machine(),
         "data": about,
         "seed": seed,
         "base": about_base(base, config),
@@ -175,6 +177,23 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     }
     write_results(path, results)
     return path
+
+
+def _command(source: _Source, size: Size, base: str | None) -> str:
+    """What to type for the same run, with what differs from the defaults."""
+    words = ["evorec bench", "--items", _short(source.items), "--interactions", _short(source.interactions)]
+    usual = QUICK if size.rounds == QUICK.rounds else FULL
+    words += ["--quick"] if usual is QUICK else []
+    options = {
+        "--max-train-examples": (size.train_examples, usual.train_examples),
+        "--max-evaluated": (size.evaluated, usual.evaluated),
+        "--base-scale": (size.base_scale, usual.base_scale if base is None else size.base_scale),
+    }
+    for option, (value, default) in options.items():
+        words += [option, f"{value:g}"] if value != default else []
+    if base is not None:
+        words += ["--base", Path(base).name if Path(base).is_dir() else base]
+    return " ".join(words)
 
 
 def _short(path: Path) -> str:

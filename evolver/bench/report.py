@@ -73,7 +73,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
 def about(seeds: Sequence[Results]) -> list[str]:
     """Data, base, command and strategies of one dataset."""
-    data, base, arguments = seeds[0]["data"], seeds[0]["base"], seeds[0]["arguments"]
+    data, base, arguments, machine = (seeds[0][name] for name in ("data", "base", "arguments", "machine"))
     numbers = ", ".join(str(one["seed"]) for one in seeds)
     origin = f"{base['pretraining_steps']} steps on the past" if base["pretrained_on_the_past"] else "as given"
     lines = [
@@ -84,6 +84,8 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
+        f"- Seconds are of a machine with {machine['cores']} cores ({machine['threads']} threads) and "
+        f"{machine['accelerator'] or 'no accelerator'}.",
         f"- Command: `{seeds[0]['command']}`",
         "",
     ]

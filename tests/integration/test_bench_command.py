@@ -67,6 +67,8 @@ def test_files_in_report_out_and_a_second_call_has_nothing_to_do(tmp_path: Path,
     assert first["data"]["name"] == "shop"
     assert (first["data"]["interactions"], first["data"]["users"]) == (900, 80)
     assert first["arguments"]["max_train_examples"] == 300
+    command = "evorec bench --items shop/items.jsonl --interactions shop/interactions.csv --quick --base base"
+    assert first["command"] == command
     assert first["base"]["pretrained_on_the_past"] is False
     assert str(tmp_path) not in json.dumps(first)
     assert "## shop" in (tmp_path / "out" / "report.md").read_text()
