@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.results import BLEND, EVOREC
@@ -84,7 +83,7 @@ def _rounds(seeds: Sequence[Results]) -> Figure:
             axes.set_title(f"{kind}, {group}, {candidates} candidates", fontsize=10)
             axes.set_ylabel("NDCG@3")
             axes.grid(alpha=0.3)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xticks(numbers)
             axes.set_xlim(0.8, max(numbers) + 0.2)
             if row == len(rows) - 1:
                 axes.set_xlabel("round")

@@ -84,7 +84,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
-        f"- Seconds are of a machine with {machine['cores']} cores ({machine['threads']} threads) and "
+        f"- Seconds are of a machine with {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}.",
         f"- Command: `{seeds[0]['command']}`",
         "",
