@@ -221,5 +221,8 @@ class _Bars:
 
 @contextmanager
 def _watched(seed: int) -> Iterator[_Bars]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it writes across our bars, once for each version that is loaded
     with share_progress(note_console()) as progress:
         yield _Bars(progress, seed)
