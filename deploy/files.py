@@ -160,6 +160,11 @@ def _stand_in_title(category: str, brand: str) -> str:
     return f"{brand} {category.rsplit('>', 1)[-1].strip()}".strip() or "Untitled"
 
 
+def has_stand_in_title(item: Item) -> bool:
+    """Whether the file had no title for this item (or one that says no more than its brand and category)."""
+    return item.title == _stand_in_title(item.category, item.brand)
+
+
 def _identifier(value: object, name: str) -> str:
     """Ids are strings; whole numbers are taken as what they look like."""
     if isinstance(value, int) and not isinstance(value, bool):

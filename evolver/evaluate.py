@@ -13,8 +13,9 @@ popularity.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -67,18 +68,40 @@ def gain(rank: int, k: int) -> float:
     return 1 / math.log2(1 + rank) if rank <= k else 0.0
 
 
+@dataclass(frozen=True)
+class CandidatePool:
+    """The items that candidates are drawn from, and how likely: `weights` [len(items)], at least 0."""
+
+    items: Sequence[ItemId]
+    weights: np.ndarray
+
+    @cached_property
+    def rows(self) -> Mapping[ItemId, int]:
+        """Where each item stands."""
+        return {item: row for row, item in enumerate(self.items)}
+
+    def draw(self, n: int, exclude: Collection[ItemId], rng: np.random.Generator) -> list[ItemId]:
+        """Up to n different items, one after the other in proportion to the weights of those that are left.
+
+        Those with the smallest E / w, for E drawn from an exponential distribution, are such draws (Efraimidis and
+        Spirakis, 2006), in one pass over the pool.
+        """
+        with np.errstate(divide="ignore"):
+            keys = rng.standard_exponential(len(self.items)) / self.weights
+        keys[[self.rows[item] for item in exclude if item in self.rows]] = np.inf
+        n = min(n, int(np.isfinite(keys).sum()))
+        if not n:
+            return []
+        first = np.argpartition(keys, n - 1)[:n]
+        return [self.items[row] for row in first[np.argsort(keys[first])]]
+
+
 def draw_candidates(
-    user_id: UserId, target: ItemId, own: frozenset[ItemId], pool: Sequence[ItemId], weights: np.ndarray, *, seed: int
+    user_id: UserId, target: ItemId, own: frozenset[ItemId], pool: CandidatePool, *, seed: int
 ) -> tuple[ItemId, ...]:
-    """The target and up to 19 different draws from `pool` (weights: [len(pool)]), none of them the user's own."""
+    """The target and up to 19 different draws from the pool, none of them the user's own."""
     rng = np.random.default_rng([seed, *user_id.encode()])
-    allowed = np.array([item not in own and item != target for item in pool])
-    odds = np.where(allowed, weights, 0.0)
-    count = min(N_CANDIDATES - 1, int((odds > 0).sum()))
-    if not count:
-        return (target,)
-    drawn = rng.choice(len(pool), size=count, replace=False, p=odds / odds.sum())
-    return (target, *(pool[i] for i in drawn))
+    return (target, *pool.draw(N_CANDIDATES - 1, own | {target}, rng))
 
 
 def summarise(

@@ -27,7 +27,7 @@ from evolver.tiny_model import make_model, save_base_model, train_tokenizer
 from shared.errors import InvalidInput
 from shared.precision import cpu_dtype
 from shared.prompt import Prompt, PromptBuilder
-from shared.types import Item, UserId
+from shared.types import Interaction, Item, UserId
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -38,6 +38,16 @@ class Corpus:
 
     items: tuple[Item, ...]
     sequences: dict[UserId, tuple[int, ...]]
+
+
+def corpus_of(items: Sequence[Item], events: Iterable[Interaction]) -> Corpus:
+    """`events`: each user's oldest first; those with unknown items are left out."""
+    index = {item.item_id: number for number, item in enumerate(items)}
+    sequences: dict[UserId, list[int]] = {}
+    for event in events:
+        if event.item_id in index:
+            sequences.setdefault(event.user_id, []).append(index[event.item_id])
+    return Corpus(tuple(items), {user: tuple(sequence) for user, sequence in sequences.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,12 @@ class PretrainConfig:
     @property
     def total_steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+
+def scaled(config: PretrainConfig, scale: float) -> PretrainConfig:
+    """The same schedule with a multiple of its steps."""
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in config.stages)
+    return replace(config, stages=stages)
 
 
 @dataclass(frozen=True, slots=True)

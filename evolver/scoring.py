@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evolver.batches import build_prompt, score_prompts
-from evolver.evaluate import POPULARITY_POWER, Case, draw_candidates, gain, rank_of, summarise
+from evolver.evaluate import POPULARITY_POWER, CandidatePool, Case, draw_candidates, gain, rank_of, summarise
 from evolver.inputs import working_on
 from evolver.splits import Target, filtered, item_sequence
 from shared.forgotten import ForgottenSet
@@ -65,15 +65,14 @@ def make_cases(
     pool = sorted(popularity)
     mass = np.array([popularity[item] for item in pool])
     sets = {UNIFORM: np.ones(len(pool)), WEIGHTED: mass**POPULARITY_POWER}
-    return {
-        name: [(target, _case(target, pool, weights, seed)) for target in targets] for name, weights in sets.items()
-    }
+    pools = {name: CandidatePool(pool, weights) for name, weights in sets.items()}
+    return {name: [(target, _case(target, chosen, seed)) for target in targets] for name, chosen in pools.items()}
 
 
-def _case(target: Target, pool: Sequence[ItemId], weights: np.ndarray, seed: int) -> Case:
+def _case(target: Target, pool: CandidatePool, seed: int) -> Case:
     with working_on(target.user_id):
         own = frozenset(item_sequence(target.before))
-        drawn = draw_candidates(target.user_id, target.item_id, own, pool, weights, seed=seed)
+        drawn = draw_candidates(target.user_id, target.item_id, own, pool, seed=seed)
         return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
 
 

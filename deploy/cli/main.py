@@ -7,6 +7,7 @@ import sys
 import typer
 
 from deploy.cli.adapters import adapters
+from deploy.cli.bench import bench
 from deploy.cli.dead_letters import dead_letters
 from deploy.cli.demo import demo
 from deploy.cli.evolve import evolve
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # locals hold keys and whole catalogs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, adapters, dead_letters, key):
+for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, adapters, bench, dead_letters, key):
     app.command()(command)
 app.add_typer(registry)
 

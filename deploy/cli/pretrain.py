@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,6 @@ from deploy.files import parse_date, read_interactions, read_items
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.panel import in_panel
-from shared.types import Interaction, Item, UserId
 
 if TYPE_CHECKING:
     from evolver.pretrain import Corpus, PretrainConfig
@@ -40,10 +38,9 @@ def pretrain(
     """Train tokenizer and model from scratch, without a network or a GPU. Point EVOREC_BASE_MODEL at the result."""
     if (items is None) != (interactions is None):
         raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
-    from evolver.pretrain import PretrainConfig  # torch is slow to import
+    from evolver.pretrain import PretrainConfig, scaled  # torch is slow to import
 
-    config = PretrainConfig(seed=seed, start_from=None if start_from is None else str(start_from))
-    config = replace(config, stages=tuple(replace(s, steps=max(1, round(s.steps * scale))) for s in config.stages))
+    config = scaled(PretrainConfig(seed=seed, start_from=None if start_from is None else str(start_from)), scale)
     with note_console().status("Preparing the corpus"):
         if items is not None and interactions is not None:
             corpora = [_corpus_of_files(items, interactions, until, seed)]
@@ -75,6 +72,8 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
 
 
 def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
+    from evolver.pretrain import corpus_of
+
     catalog = read_items(items)
     show_bad_lines(catalog, str(items))
     events = read_interactions(interactions, until=None if until is None else parse_date(until), seed=seed)
@@ -84,7 +83,7 @@ def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: i
     # then would leak the future: through the vocabulary, and as candidates that never come true.
     known = {event.item_id for event in events.rows}
     past = tuple(item for item in catalog.rows if item.item_id in known)
-    corpus = _corpus(past, (event for event in events.rows if not in_panel(event.user_id, share)))
+    corpus = corpus_of(past, (event for event in events.rows if not in_panel(event.user_id, share)))
     if not any(len(sequence) > 1 for sequence in corpus.sequences.values()):
         raise InvalidInput(
             f"{interactions} has no user with two interactions with items of {items} before {until or 'its end'}"
@@ -93,22 +92,11 @@ def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: i
 
 
 def _generated(seed: int) -> Corpus:
+    from evolver.pretrain import corpus_of
     from evolver.stores import make_store
 
     store = make_store(seed)
-    corpus = _corpus(store.items, (*store.first_period, *store.second_period))
+    corpus = corpus_of(store.items, (*store.first_period, *store.second_period))
     index = {item.item_id: number for number, item in enumerate(store.items)}
     sequences = {user: (*corpus.sequences.get(user, ()), index[item]) for user, item in store.future.items()}
     return replace(corpus, sequences=sequences)
-
-
-def _corpus(items: tuple[Item, ...], events: Iterable[Interaction]) -> Corpus:
-    """`events` oldest first; those with unknown items are left out."""
-    from evolver.pretrain import Corpus
-
-    index = {item.item_id: number for number, item in enumerate(items)}
-    sequences: dict[UserId, list[int]] = {}
-    for event in events:
-        if event.item_id in index:
-            sequences.setdefault(event.user_id, []).append(index[event.item_id])
-    return Corpus(items, {user: tuple(sequence) for user, sequence in sequences.items()})

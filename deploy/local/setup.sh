@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 uv_version=0.13.9
-extras=cpu,dev
+extras=cpu,bench,dev
 venv=.venv
 stamp=$venv/.evorec-setup
 

@@ -52,6 +52,8 @@ def rendered(renderable: object) -> str:
         ["ingest", "--archive", "--since", "2026-01-01"],
         ["bootstrap", "--items", "i"],
         ["evolve", "--since", "x"],
+        ["bench", "--items", "i", "--interactions", "c"],
+        ["bench", "--items", "i", "--interactions", "c", "--out", "o", "--seeds", "0"],
         ["registry"],
         ["nothing"],
     ],

@@ -8,6 +8,9 @@ import importlib
 import pytest
 
 MODULES = [
+    "evolver.bench.rules",
+    "evolver.bench.scores",
+    "evolver.bench.tables",
     "evolver.bench.strategies.lsat",
     "evolver.evaluate",
     "evolver.locate",

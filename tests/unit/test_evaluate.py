@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import permutations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolver.evaluate import Case, draw_candidates, gain, hit_rate, ndcg, paired_interval, rank_of, summarise
+from evolver.evaluate import (
+    CandidatePool,
+    Case,
+    draw_candidates,
+    gain,
+    hit_rate,
+    ndcg,
+    paired_interval,
+    rank_of,
+    summarise,
+)
 from evolver.scoring import Scored, choose_blend, ranks
 from shared.ranking import BlendWeights
 from shared.types import ItemId, UserId
 
 POOL = [ItemId(f"i{n}") for n in range(60)]
+UNIFORM = CandidatePool(POOL, np.ones(60))
 
 
 def test_ties_count_against_the_target() -> None:
@@ -30,17 +44,32 @@ def test_one_hit_at_rank_two_of_three_users() -> None:
 
 @given(st.sets(st.sampled_from(POOL), max_size=30), st.integers(0, 5))
 def test_candidates_hold_the_target_and_never_the_users_own(own: set[ItemId], seed: int) -> None:
-    drawn = draw_candidates(UserId("u"), POOL[0], frozenset(own), POOL, np.ones(60), seed=seed)
+    drawn = draw_candidates(UserId("u"), POOL[0], frozenset(own), UNIFORM, seed=seed)
     assert drawn[0] == POOL[0]
     assert len(set(drawn)) == len(drawn) == 20
     assert not set(drawn[1:]) & own
-    assert drawn == draw_candidates(UserId("u"), POOL[0], frozenset(own), POOL, np.ones(60), seed=seed)
+    assert drawn == draw_candidates(UserId("u"), POOL[0], frozenset(own), UNIFORM, seed=seed)
 
 
 def test_weighted_draws_prefer_the_popular() -> None:
     weights = np.array([100.0] * 20 + [0.01] * 40)
-    drawn = draw_candidates(UserId("u"), POOL[59], frozenset(), POOL, weights, seed=0)
+    drawn = draw_candidates(UserId("u"), POOL[59], frozenset(), CandidatePool(POOL, weights), seed=0)
     assert sum(item in POOL[:20] for item in drawn) >= 18
+
+
+def test_draws_are_in_proportion_to_the_weights_of_what_is_left() -> None:
+    """Two of three items with weights 3, 2, 1: P(first, second) = w1 / 6 * w2 / (6 - w1)."""
+    pool, rng = CandidatePool(POOL[:3], np.array([3.0, 2.0, 1.0])), np.random.default_rng(0)
+    n = 20_000
+    counts = Counter(tuple(pool.draw(2, (), rng)) for _ in range(n))
+    for (a, w_a), (b, w_b) in permutations(zip(pool.items, pool.weights, strict=True), 2):
+        assert counts[a, b] / n == pytest.approx(w_a / 6 * w_b / (6 - w_a), abs=0.02)
+
+
+def test_what_has_no_weight_is_never_drawn() -> None:
+    pool = CandidatePool(POOL[:4], np.array([0.0, 1.0, 1.0, 0.0]))
+    assert set(pool.draw(4, {POOL[1]}, np.random.default_rng(0))) == {POOL[2]}
+    assert CandidatePool([], np.ones(0)).draw(19, (), np.random.default_rng(0)) == []
 
 
 def test_groups_are_told_apart() -> None:

@@ -1,0 +1,141 @@
+"""The report's plots: accuracy per round, accuracy against cost, and which layers users voted for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
+from evolver.bench.results import BLEND, EVOREC
+from evolver.bench.tables import Results, figure, n_rounds, over_seeds, strategies_of, total_seconds
+
+# Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+LINES = ("-", "--", ":")
+DPI = 130
+
+
+def draw_plots(seeds: Sequence[Results], folder: Path, *, prefix: str) -> dict[Path, str]:
+    """Write the plots as PNG into a folder; returns them with their captions."""
+    plots = {
+        "rounds": (_rounds(seeds), "NDCG@3 per round for active and inactive users"),
+        "cost": (_cost(seeds), "NDCG@3 in the last round against training seconds per round"),
+        "votes": (_votes(seeds), "Which layers active users voted for"),
+    }
+    written = {}
+    for name, (plot, caption) in plots.items():
+        if plot is not None:
+            path = folder / f"{prefix}-{name}.png"
+            plot.savefig(path, dpi=DPI)
+            written[path] = caption
+    return written
+
+
+def _style(names: Sequence[str], name: str) -> dict[str, str]:
+    """EvoRec always has the first colour; the others follow in the order of the report."""
+    ordered = [*([EVOREC] if EVOREC in names else []), *(one for one in names if one != EVOREC)]
+    number = ordered.index(name)
+    again, place = divmod(number, len(COLOURS))
+    colour = COLOURS[place]
+    return {
+        "color": colour,
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[again % len(LINES)],
+        # A colour that comes again is hollow.
+        "markerfacecolor": "white" if again else colour,
+    }
+
+
+def _mean(seeds: Sequence[Results], number: int, name: str, kind: str, candidates: str, group: str) -> float:
+    values = over_seeds(seeds, figure(number, name, kind, candidates, BLEND, group, "ndcg@3"))
+    return float(np.mean(values)) if values else np.nan
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09))
+
+
+def _legend(plot: Figure, axes: Axes, n_names: int) -> None:
+    """Beside the panels, so that it never lies over data."""
+    handles, labels = axes.get_legend_handles_labels()
+    plot.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9 if n_names < 16 else 7)
+
+
+def _rounds(seeds: Sequence[Results]) -> Figure:
+    """Rows: kind and group; columns: candidate sets."""
+    rows = [(kind, group) for kind in KINDS for group in ("U_A", "U_I")]
+    plot = _figure(11, 12)
+    grid = plot.subplots(len(rows), len(DRAWN_SETS), squeeze=False, sharex=True)
+    names, numbers = strategies_of(seeds), list(range(1, n_rounds(seeds) + 1))
+    for row, (kind, group) in enumerate(rows):
+        for column, candidates in enumerate(DRAWN_SETS):
+            axes = grid[row, column]
+            for name in names:
+                values = [_mean(seeds, number, name, kind, candidates, group) for number in numbers]
+                width = 2.4 if name == EVOREC else 1.3
+                axes.plot(numbers, values, label=name, linewidth=width, markersize=6, **_style(names, name))
+            axes.set_title(f"{kind}, {group}, {candidates} candidates", fontsize=10)
+            axes.set_ylabel("NDCG@3")
+            axes.grid(alpha=0.3)
+            axes.set_xticks(numbers)
+            axes.set_xlim(0.8, max(numbers) + 0.2)
+            if row == len(rows) - 1:
+                axes.set_xlabel("round")
+    _legend(plot, grid[0, 0], len(names))
+    return plot
+
+
+def _cost(seeds: Sequence[Results]) -> Figure:
+    """One panel per kind and group, uniform candidates; nothing learned costs nothing, hence the partly linear axis."""
+    panels = [(kind, group) for kind in KINDS for group in ("U_A", "U_I")]
+    plot = _figure(11, 7.5)
+    grid = plot.subplots(2, 2, sharex=True)
+    names, last = strategies_of(seeds), n_rounds(seeds)
+    seconds = {name: float(np.mean([total_seconds(one, name) for one in seeds])) for name in names}
+    cheapest = min((value for value in seconds.values() if value > 0), default=1.0)
+    for axes, (kind, group) in zip(grid.flat, panels, strict=True):
+        for name in names:
+            style = {**_style(names, name), "linestyle": "none"}
+            value = _mean(seeds, last, name, kind, UNIFORM_SET, group)
+            axes.plot([seconds[name]], [value], markersize=11 if name == EVOREC else 8, label=name, zorder=3, **style)
+        axes.set_xscale("symlog", linthresh=cheapest, linscale=0.4)
+        axes.set_xlim(-0.25 * cheapest, 1.6 * max(*seconds.values(), cheapest))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(f"{kind}, {group}, {UNIFORM_SET} candidates, round {last}", fontsize=10)
+        axes.set_ylabel("NDCG@3")
+        axes.margins(y=0.15)
+        axes.grid(alpha=0.3)
+    for axes in grid[1]:
+        axes.set_xlabel("training seconds per round")
+    _legend(plot, grid[0, 0], len(names))
+    return plot
+
+
+def _votes(seeds: Sequence[Results]) -> Figure | None:
+    """Shares of votes per layer, one row per round and seed; a dot marks the layers that trained."""
+    located = [one for one in strategies_of(seeds) if one == EVOREC]
+    if not located:
+        return None
+    rows = [
+        (f"round {number}, seed {one['seed']}", one["rounds"][number - 1]["strategies"][EVOREC]["location"])
+        for number in range(1, n_rounds(seeds) + 1)
+        for one in seeds
+    ]
+    shares = np.array([np.array(found["votes"]) / max(1, sum(found["votes"])) for _, found in rows])
+    plot = _figure(max(6.0, 0.45 * shares.shape[1] + 3), 0.42 * len(rows) + 1.8)
+    axes = plot.subplots()
+    image = axes.imshow(shares, cmap="viridis", vmin=0.0, aspect="auto")
+    for row, (_, found) in enumerate(rows):
+        axes.scatter(found["layers"], [row] * len(found["layers"]), s=26, color="white", edgecolor="black", zorder=3)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_xticks(range(shares.shape[1]))
+    axes.set_xlabel("decoder layer (dots: trained)")
+    axes.set_title("Share of active users' votes per layer", fontsize=10)
+    plot.colorbar(image, ax=axes, label="share of votes")
+    return plot

@@ -1,0 +1,240 @@
+"""The benchmark of one seed: bootstrap, then every strategy in every round, each step kept as soon as it is done.
+
+    FOLDER/arguments.json            what the steps below were made with
+    FOLDER/bootstrap/                the version of the past: version/, result.json
+    FOLDER/rules/round-1/            plain rules on the same candidates: scores.npz, result.json
+    FOLDER/STRATEGY/round-1/         version/, scores.npz, result.json
+
+A step is written aside and renamed, so a run that ended anywhere goes on behind its last finished step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from evolver.bench.base import data_hash
+from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
+from evolver.bench.rules import score_rules
+from evolver.bench.scores import CaseScores, of_version, save_scores
+from evolver.bench.strategy import Learned, Strategy, Task
+from evolver.bench.timeline import Timeline
+from evolver.inputs import EvolutionInputs
+from evolver.scoring import Version, retrieved_cases, score_cases
+from evolver.splits import Split
+from shared.base_model import base_model_hash
+from shared.config import Settings
+from shared.disk import room_in
+from shared.errors import Conflict
+from shared.prompt import PromptBuilder
+
+RULES_FOLDER, BOOTSTRAP_FOLDER, VERSION_FOLDER = "rules", "bootstrap", "version"
+RESULT, SCORES, ARGUMENTS = "result.json", "scores.npz", "arguments.json"
+EVALUATE = "evaluate"
+
+# What a version, and what is measured of it, depends on.
+SETTINGS_THAT_COUNT = (
+    "dtype",
+    "lora_rank",
+    "prompt_history",
+    "title_tokens",
+    "rank_candidates",
+    "positive_events",
+    "popularity_half_life_days",
+    "max_train_examples",
+    "max_located_users",
+    "max_validation_users",
+    "retriever_epochs",
+    "retriever_window_epochs",
+    "bootstrap_epochs",
+    "update_epochs",
+    "learning_rate",
+    "consistency_weights",
+)
+
+Bootstrap = Callable[[EvolutionInputs, Split, Path, Settings, Callable[[str, float], None]], Learned]
+
+
+class Watcher(Protocol):
+    """Whoever shows how far the run is."""
+
+    def step(self, title: str, done: int, total: int) -> None: ...
+
+    def report(self, stage: str, share: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One dataset, base and seed. `settings.base_model` is a base that has seen nothing after the past."""
+
+    timeline: Timeline
+    strategies: Sequence[Strategy]
+    bootstrap: Bootstrap
+    settings: Settings
+    folder: Path
+    rounds: int
+    max_evaluated: int
+
+    def run(self, watcher: Watcher) -> None:
+        """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
+        self._keep_arguments()
+        total, done = 1 + self.rounds * (1 + len(self.strategies)), 0
+        watcher.step("bootstrap", done, total)
+        _once(self.folder / BOOTSTRAP_FOLDER, partial(self._bootstrap, watcher))
+        for number in range(1, self.rounds + 1):
+            asked = _Asked(self, number)
+            done += 1
+            watcher.step(f"round {number}: candidates and rules", done, total)
+            _once(self.folder / RULES_FOLDER / f"round-{number}", asked.rules)
+            for strategy in self.strategies:
+                done += 1
+                watcher.step(f"round {number}: {strategy.name}", done, total)
+                folder = self.folder / strategy.name
+                _once(folder / f"round-{number}", partial(asked.learn, strategy, watcher))
+                # The parent of this round's version has done its duty.
+                shutil.rmtree(folder / f"round-{number - 1}" / VERSION_FOLDER, ignore_errors=True)
+        watcher.step("done", total, total)
+
+    @cached_property
+    def builder(self) -> PromptBuilder:
+        return PromptBuilder.load(self.settings)
+
+    @property
+    def bootstrap_version(self) -> Path:
+        return self.folder / BOOTSTRAP_FOLDER / VERSION_FOLDER
+
+    def version_before(self, strategy: Strategy, number: int) -> Path:
+        """What the strategy goes on from in a round."""
+        if number == 1:
+            return self.bootstrap_version
+        return self.folder / strategy.name / f"round-{number - 1}" / VERSION_FOLDER
+
+    def arguments(self) -> dict[str, Any]:
+        """What all steps have in common. More strategies, rounds or seeds may come later."""
+        everything = self.timeline.known_by(len(self.timeline.events))
+        return {
+            "data": data_hash(everything),
+            "seed": self.timeline.seed,
+            "base": base_model_hash(self.settings.base_model),
+            "max_evaluated": self.max_evaluated,
+            **self.settings.model_dump(mode="json", include=set(SETTINGS_THAT_COUNT)),
+            # A set has no order of its own.
+            "positive_events": sorted(self.settings.positive_events),
+        }
+
+    def _keep_arguments(self) -> None:
+        path, wanted = self.folder / ARGUMENTS, self.arguments()
+        if path.is_file():
+            before = json.loads(path.read_text())
+            differ = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
+            if differ:
+                said = "; ".join(f"{name} was {before.get(name)}, now {wanted.get(name)}" for name in differ)
+                raise Conflict(
+                    f"{self.folder} holds a benchmark with other arguments ({said}). Go on with those, or give "
+                    "another --out."
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(wanted, indent=1) + "\n")
+        aside.replace(path)
+
+    def _bootstrap(self, watcher: Watcher, out: Path) -> dict[str, Any]:
+        past, version = self.timeline.past, out / VERSION_FOLDER
+        version.mkdir()
+        learned = self.bootstrap(past, split_of(past, self.settings), version, self.settings, watcher.report)
+        return _about(learned)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One round of a run; what it needs is made by the first step that is not done yet."""
+
+    seed_run: SeedRun
+    number: int
+
+    @cached_property
+    def round(self) -> Round:
+        run = self.seed_run
+        return make_round(run.timeline.window(self.number), run.settings, max_evaluated=run.max_evaluated)
+
+    def rules(self, out: Path) -> dict[str, Any]:
+        """Scores of the plain rules, and who is asked."""
+        save_scores(out / SCORES, score_rules(self.round))
+        return {
+            "window_until": self.round.window_until,
+            "window_interactions": len(self.round.inputs.window_event_ids),
+            "active_users": len(self.round.split.active),
+            "known_items": len(self.round.inputs.items),
+        }
+
+    def learn(self, strategy: Strategy, watcher: Watcher, out: Path) -> dict[str, Any]:
+        """A strategy's next version, and what its experts say of every case."""
+        run, version = self.seed_run, out / VERSION_FOLDER
+        version.mkdir()
+        task = Task(
+            inputs=self.round.inputs,
+            split=self.round.split,
+            bootstrap=run.bootstrap_version,
+            parent=run.version_before(strategy, self.number),
+            out=version,
+            settings=run.settings,
+            report=watcher.report,
+        )
+        learned = strategy.learn(task)
+        began = time.monotonic()
+        scores = ask(learned.version, self.round, run.builder, run.settings, partial(watcher.report, EVALUATE))
+        save_scores(out / SCORES, scores)
+        return {**_about(learned), "evaluation_seconds": time.monotonic() - began}
+
+
+def ask(
+    version: Version, a_round: Round, builder: PromptBuilder, settings: Settings, report: Callable[[float], None]
+) -> dict[str, CaseScores]:
+    """What a version says of every kind of target and candidate set; the catalog's candidates are its retriever's."""
+    tables: dict[str, CaseScores] = {}
+    n_tables = sum(len(question.cases) + 1 for question in a_round.questions.values())
+    for kind in KINDS:
+        question = a_round.questions[kind]
+        found = retrieved_cases(version, question.targets, settings.rank_candidates)
+        for name, cases in {**question.cases, CATALOG_SET: found}.items():
+            done = len(tables)
+            scored = score_cases(
+                version,
+                cases,
+                builder,
+                question.popularity,
+                lambda share, done=done: report((done + share) / n_tables),  # type: ignore[misc]
+            )
+            tables[f"{kind}/{name}"] = of_version(scored)
+    return tables
+
+
+def _about(learned: Learned) -> dict[str, Any]:
+    return {
+        "blend": learned.blend.model_dump(),
+        "location": asdict(learned.location),
+        "forgotten_interactions": learned.forgotten_interactions,
+        "forgotten_share": learned.forgotten_share,
+        "consistency": learned.consistency,
+        "cost": {**asdict(learned.cost), "seconds": dict(learned.cost.seconds)},
+    }
+
+
+def _once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> None:
+    """Make a step's folder, unless it is there; it appears whole or not at all."""
+    if (folder / RESULT).is_file():
+        return
+    aside = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that ended in the middle of it
+    aside.mkdir(parents=True)
+    with room_in(aside):
+        result = make(aside)
+        (aside / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    aside.rename(folder)

@@ -1,0 +1,280 @@
+"""The report's tables, as lines of Markdown, from the results of one dataset's seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evolver.bench.cases import DRAWN_SETS, KINDS
+from evolver.bench.results import BLEND, CUTOFFS, EVOREC, FROZEN, GROUPS, SETS
+from evolver.bench.rules import RULES
+from evolver.bench.scores import LLM, RETRIEVER
+
+Results = Mapping[str, Any]
+"""One document that `evolver.bench.results` wrote."""
+NOTHING = "–"
+
+
+def strategies_of(seeds: Sequence[Results]) -> list[str]:
+    """Those that every seed has, in the first one's order."""
+    return [name for name in seeds[0]["strategies"] if all(name in one["strategies"] for one in seeds)]
+
+
+def n_rounds(seeds: Sequence[Results]) -> int:
+    """Those that every seed has."""
+    return min(len(one["rounds"]) for one in seeds)
+
+
+def metric_names(candidates: str) -> list[str]:
+    """The figures of a candidate set.
+
+    >>> metric_names("uniform"), metric_names("catalog")
+    (['hr@1', 'hr@3', 'ndcg@3'], ['hr@10', 'ndcg@10'])
+    """
+    cutoffs = CUTOFFS[candidates]
+    return [*(f"hr@{k}" for k in cutoffs), f"ndcg@{cutoffs[-1]}"]
+
+
+def over_seeds(seeds: Sequence[Results], value: Callable[[Results], float | None]) -> list[float]:
+    """The value in each seed that has one."""
+    return [one for one in map(value, seeds) if one is not None]
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean, and with several seeds their standard deviation (n - 1).
+
+    >>> spread([0.5]), spread([0.4, 0.6])
+    ('0.500', '0.500 ± 0.141')
+    """
+    if not values:
+        return NOTHING
+    mean = f"{np.mean(values):,.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):,.{digits}f}"
+
+
+def figure(number: int, strategy: str, kind: str, candidates: str, ranker: str, group: str, metric: str) -> Any:
+    """Reads one figure of a strategy in round `number` out of a seed's results; None where nobody was asked."""
+
+    def read(one: Results) -> float | None:
+        found = one["rounds"][number - 1]["strategies"][strategy]["metrics"][kind][candidates][ranker][group]
+        value: float | None = found.get(metric)
+        return value
+
+    return read
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "---:") -> list[str]:
+    """A table whose columns after the first are aligned so; an empty line follows."""
+    lines = [f"| {' | '.join(header)} |", f"| --- |{f' {align} |' * (len(header) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def accuracy(seeds: Sequence[Results], kind: str, candidates: str, number: int) -> list[str]:
+    """Every strategy's figures in one round, for each group."""
+    metrics = metric_names(candidates)
+    header = ["strategy", *(f"{group} {metric.upper()}" for group in GROUPS for metric in metrics)]
+    rows = [
+        [
+            name,
+            *(
+                spread(over_seeds(seeds, figure(number, name, kind, candidates, BLEND, group, metric)))
+                for group in GROUPS
+                for metric in metrics
+            ),
+        ]
+        for name in strategies_of(seeds)
+    ]
+    return markdown(header, rows)
+
+
+def overview(seeds: Sequence[Results], kind: str) -> list[str]:
+    """NDCG@3 over all users after each round, on both drawn candidate sets."""
+    columns = [(candidates, number) for candidates in DRAWN_SETS for number in range(1, n_rounds(seeds) + 1)]
+    header = ["strategy", *(f"{candidates}, round {number}" for candidates, number in columns)]
+    rows = [
+        [
+            name,
+            *(
+                spread(over_seeds(seeds, figure(number, name, kind, candidates, BLEND, "U", "ndcg@3")))
+                for candidates, number in columns
+            ),
+        ]
+        for name in strategies_of(seeds)
+    ]
+    return markdown(header, rows)
+
+
+def intervals(seeds: Sequence[Results], reference: str, kind: str, candidates: str) -> list[str]:
+    """Differences of NDCG to a reference with their intervals; bold where the interval leaves zero out."""
+    columns = [(number, group) for number in range(1, n_rounds(seeds) + 1) for group in GROUPS]
+    header = ["strategy", *(f"round {number}, {group}" for number, group in columns)]
+    rows = []
+    for name in strategies_of(seeds):
+        if name == reference:
+            continue
+        cells = [
+            _interval(
+                [one["rounds"][number - 1]["differences"][reference][name][kind][candidates][group] for one in seeds],
+                sign=-1 if reference == EVOREC else 1,
+            )
+            for number, group in columns
+        ]
+        rows.append([f"{EVOREC} - {name}" if reference == EVOREC else f"{name} - {reference}", *cells])
+    return markdown(header, rows)
+
+
+def _interval(found: Sequence[Mapping[str, float]], *, sign: int) -> str:
+    """`sign` -1 turns "other - reference" into "reference - other"."""
+    mean, one, other = (sign * float(np.mean([each[name] for each in found])) for name in ("mean", "low", "high"))
+    low, high = min(one, other), max(one, other)
+    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:
+    """Plain rules, and the parts of the version that EvoRec serves (of the last strategy, where it was not run)."""
+    strategies = strategies_of(seeds)
+    served = EVOREC if EVOREC in strategies else strategies[-1]
+    metrics = metric_names(candidates)
+    numbers = range(1, n_rounds(seeds) + 1)
+    header = ["ranked by", *(f"round {number}, {metric.upper()}" for number in numbers for metric in metrics)]
+
+    def of_rule(rule: str, number: int, metric: str) -> Callable[[Results], float | None]:
+        return lambda one: one["rounds"][number - 1]["rules"][kind][candidates][rule]["U"].get(metric)
+
+    rows = [
+        [rule, *(spread(over_seeds(seeds, of_rule(rule, number, metric))) for number in numbers for metric in metrics)]
+        for rule in RULES
+    ]
+    parts = {RETRIEVER: "the retriever alone", LLM: "the LLM alone", BLEND: "the blend, as served"}
+    for ranker, what in parts.items():
+        cells = [
+            spread(over_seeds(seeds, figure(number, served, kind, candidates, ranker, "U", metric)))
+            for number in numbers
+            for metric in metrics
+        ]
+        rows.append([f"{served}: {what}", *cells])
+    return markdown(header, rows)
+
+
+def cost(seeds: Sequence[Results]) -> list[str]:
+    """Means over rounds, then over seeds, of what learning took."""
+    names = strategies_of(seeds)
+    stages = list(
+        dict.fromkeys(
+            stage
+            for one in seeds
+            for a_round in one["rounds"]
+            for name in names
+            for stage in a_round["strategies"][name]["cost"]["seconds"]
+        )
+    )
+    header = ["strategy", *(f"{stage}, s" for stage in stages)]
+    header += ["total, s", "examples", "s per example", "tokens forward", "tokens backward", "trainable", "peak MiB"]
+    rows = []
+    for name in names:
+        in_stages = [spread([mean_cost(one, name, _in_stage(stage)) for one in seeds], 1) for stage in stages]
+        per_example = [
+            total_seconds(one, name) / examples for one in seeds if (examples := mean_cost(one, name, _examples))
+        ]
+        rows.append(
+            [
+                name,
+                *in_stages,
+                spread([total_seconds(one, name) for one in seeds], 1),
+                spread([mean_cost(one, name, _examples) for one in seeds], 0),
+                spread(per_example, 3),
+                spread([mean_cost(one, name, lambda cost: cost["tokens_forward"]) for one in seeds], 0),
+                spread([mean_cost(one, name, lambda cost: cost["tokens_backward"]) for one in seeds], 0),
+                f"{np.mean([mean_cost(one, name, _trainable) for one in seeds]):.0%}",
+                spread([mean_cost(one, name, lambda cost: cost["peak_memory_mib"]) for one in seeds], 0),
+            ]
+        )
+    return markdown(header, rows)
+
+
+def mean_cost(one: Results, strategy: str, value: Callable[[Mapping[str, Any]], float]) -> float:
+    """Over the rounds of a seed."""
+    return float(np.mean([value(a_round["strategies"][strategy]["cost"]) for a_round in one["rounds"]]))
+
+
+def total_seconds(one: Results, strategy: str) -> float:
+    """Of learning, per round."""
+    return mean_cost(one, strategy, lambda cost: sum(cost["seconds"].values()))
+
+
+def _in_stage(stage: str) -> Callable[[Mapping[str, Any]], float]:
+    return lambda cost: float(cost["seconds"].get(stage, 0.0))
+
+
+def _examples(cost: Mapping[str, Any]) -> float:
+    return float(cost["examples"])
+
+
+def _trainable(cost: Mapping[str, Any]) -> float:
+    return float(cost["trainable_parameters"] / max(1, cost["lora_parameters"]))
+
+
+def versions(seeds: Sequence[Results]) -> list[str]:
+    """What each version is made of: one row per strategy, round and seed."""
+    header = ["strategy", "round", "seed", "layers trained", "forgotten", "consistency", "LLM : retriever : popularity"]
+    rows = []
+    for name in strategies_of(seeds):
+        for number in range(1, n_rounds(seeds) + 1):
+            for one in seeds:
+                found = one["rounds"][number - 1]["strategies"][name]
+                blend = found["blend"]
+                rows.append(
+                    [
+                        name,
+                        str(number),
+                        str(one["seed"]),
+                        ", ".join(map(str, found["location"]["layers"])) or "none",
+                        f"{found['forgotten_share']:.1%}",
+                        f"{found['consistency']:g}",
+                        f"{blend['llm']:g} : {blend['retriever']:g} : {blend['popularity']:g}",
+                    ]
+                )
+    return markdown(header, rows)
+
+
+def everything(seeds: Sequence[Results]) -> list[str]:
+    """All tables of one dataset, under their headings."""
+    return [
+        *(line for kind in KINDS for line in [f"### NDCG@3 over all users, `{kind}`", "", *overview(seeds, kind)]),
+        *["### Cost per round", "", *cost(seeds)],
+        *_differences(seeds),
+        *_sanity(seeds),
+        *_accuracies(seeds),
+        *["### What the versions are made of", "", *versions(seeds)],
+    ]
+
+
+def _differences(seeds: Sequence[Results]) -> list[str]:
+    lines: list[str] = []
+    names = strategies_of(seeds)
+    references = [one for one in (FROZEN, EVOREC) if one in names and len(names) > 1]
+    for reference, kind, candidates in itertools.product(references, KINDS, SETS):
+        metric = metric_names(candidates)[-1].upper()
+        lines += [f"### {metric} against `{reference}`, `{kind}`, {candidates} candidates", ""]
+        lines += intervals(seeds, reference, kind, candidates)
+    return lines
+
+
+def _sanity(seeds: Sequence[Results]) -> list[str]:
+    lines: list[str] = []
+    for kind, candidates in itertools.product(KINDS, DRAWN_SETS):
+        lines += [f"### Plain rules and parts, `{kind}`, {candidates} candidates, all users", ""]
+        lines += sanity(seeds, kind, candidates)
+    return lines
+
+
+def _accuracies(seeds: Sequence[Results]) -> list[str]:
+    lines: list[str] = []
+    for kind, candidates, number in itertools.product(KINDS, SETS, range(1, n_rounds(seeds) + 1)):
+        lines += [f"### Round {number}, `{kind}`, {candidates} candidates", ""]
+        lines += accuracy(seeds, kind, candidates, number)
+    return lines

@@ -1,0 +1,110 @@
+"""A dataset over global time: the past, and rounds whose windows follow each other.
+
+Interactions in order of time are cut by count: the first 70 % are the past, then come four parts of 7.5 %. Part k is
+the window of round k = 1..3, and part k + 1 the future that round k is scored on; the evaluation alone sees that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from evolver.bench.bad_input import require_dates, require_enough
+from evolver.inputs import EvolutionInputs
+from shared.config import Settings
+from shared.panel import in_panel
+from shared.stream import event_id_of
+from shared.types import DomainId, Interaction, Item, ItemId, UserId
+
+PAST_SHARE = 0.70
+PART_SHARE = 0.075
+MAX_ROUNDS = 3
+PANEL_SHARE = 0.20
+BENCH = DomainId("bench")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One round: what is known by the window's end, and each user's first interaction in the part after it."""
+
+    number: int
+    inputs: EvolutionInputs
+    future: tuple[Interaction, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """`events` are positive ones on items of the catalog, oldest first, each once; the panel is by hash of the user."""
+
+    items: tuple[Item, ...]
+    events: tuple[Interaction, ...]
+    seed: int
+
+    @cached_property
+    def cuts(self) -> tuple[int, ...]:
+        """Where the past ends, then where each of the four parts ends, as numbers of events."""
+        return tuple(round((PAST_SHARE + PART_SHARE * part) * len(self.events)) for part in range(MAX_ROUNDS + 2))
+
+    @property
+    def past_until(self) -> float:
+        """When the first window begins, in unix seconds."""
+        return self.events[self.cuts[0]].timestamp
+
+    @property
+    def past(self) -> EvolutionInputs:
+        """What the bootstrap is made from; without a parent, all of it is the window."""
+        return self.known_by(self.cuts[0])
+
+    def known_by(self, end: int) -> EvolutionInputs:
+        """Everything up to the event with this number, as one window."""
+        return self._inputs(0, end)
+
+    def window(self, number: int) -> Window:
+        """Round `number`, 1..3."""
+        start, end, scored = self.cuts[number - 1 : number + 2]
+        first: dict[UserId, Interaction] = {}
+        for event in self.events[end:scored]:
+            first.setdefault(event.user_id, event)
+        return Window(number, self._inputs(start, end), tuple(first.values()))
+
+    def _inputs(self, start: int, end: int) -> EvolutionInputs:
+        known = {event.item_id for event in self.events[:end]}
+        histories: dict[UserId, list[Interaction]] = {}
+        for event in self.events[:end]:
+            histories.setdefault(event.user_id, []).append(event)
+        return EvolutionInputs(
+            domain=BENCH,
+            items=tuple(item for item in self.items if item.item_id in known),
+            histories={user: tuple(events) for user, events in histories.items()},
+            window_event_ids=frozenset(event.event_id for event in self.events[start:end]),
+            panel=frozenset(user for user in histories if in_panel(user, PANEL_SHARE)),
+            seed=self.seed,
+        )
+
+
+def make_timeline(
+    items: Iterable[Item], interactions: Sequence[Interaction], settings: Settings, *, seed: int
+) -> Timeline:
+    """The timeline of a dataset whose `interactions` come oldest first, ties in an order that `seed` gave them.
+
+    Raises `InvalidInput` where they are too few, or have no dates.
+    """
+    catalog = {item.item_id: item for item in items}
+    events = _learnable(interactions, catalog, settings)
+    require_dates(events)
+    timeline = Timeline(tuple(catalog.values()), events, seed)
+    require_enough(len(events), len(interactions), timeline.cuts)
+    return timeline
+
+
+def _learnable(
+    interactions: Iterable[Interaction], catalog: dict[ItemId, Item], settings: Settings
+) -> tuple[Interaction, ...]:
+    """Positive events on known items, each once and with an id, as the log would keep them."""
+    events: dict[str, Interaction] = {}
+    for event in interactions:
+        if event.event_type in settings.positive_events and event.item_id in catalog:
+            event_id = event.event_id or event_id_of(event.user_id, event.item_id, event.event_type, event.timestamp)
+            events.setdefault(event_id, replace(event, event_id=event_id))
+    return tuple(events.values())

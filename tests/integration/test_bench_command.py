@@ -1,0 +1,99 @@
+"""`evorec bench` from files to report, with strategies that train nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deploy.cli.main import app
+from evolver.bench.strategy import Learned, Strategy, Task
+from shared.errors import InvalidInput
+from shared.types import Interaction, Item
+from tests import tiny_base
+from tests.bench_support import learned_nothing, make_interactions, make_items
+
+NAMES = ("frozen", "retrain", "finetune", "evorec", "evorec-all-layers")
+
+
+@pytest.fixture(autouse=True)
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stand-ins for the strategies; the list says which of them learned."""
+    calls: list[str] = []
+
+    def strategy(name: str) -> Strategy:
+        def learn(task: Task) -> Learned:
+            calls.append(name)
+            return learned_nothing(task.inputs, task.out)
+
+        return Strategy(name, f"{name}.", learn)
+
+    module = ModuleType("evolver.bench.strategies")
+    vars(module)["STRATEGIES"] = {name: strategy(name) for name in NAMES}
+    vars(module)["make_bootstrap"] = lambda inputs, split, out, settings, report: learned_nothing(inputs, out)
+    monkeypatch.setitem(sys.modules, "evolver.bench.strategies", module)
+    return calls
+
+
+def _bench(
+    folder: Path,
+    *options: str,
+    items: Sequence[Item] = make_items(),
+    interactions: Sequence[Interaction] = make_interactions(),
+) -> Result:
+    data = folder / "shop"
+    data.mkdir(exist_ok=True)
+    (data / "items.jsonl").write_text("\n".join(json.dumps(asdict(item)) for item in items))
+    rows = [f"{event.user_id},{event.item_id},{event.timestamp}" for event in interactions]
+    (data / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    files = ["--items", str(data / "items.jsonl"), "--interactions", str(data / "interactions.csv")]
+    base = str(tiny_base.write_base(folder / "base"))
+    return CliRunner().invoke(app, ["bench", *files, "--out", str(folder / "out"), "--base", base, *options])
+
+
+def test_files_in_report_out_and_a_second_call_has_nothing_to_do(tmp_path: Path, learned: list[str]) -> None:
+    outcome = _bench(tmp_path, "--seeds", "2", "--quick", "--json")
+    assert outcome.exit_code == 0, outcome.output
+    assert learned == ["frozen", "retrain", "finetune", "evorec"] * 2  # one round, the main ones
+    found = json.loads(outcome.stdout)
+    assert found["report"] == str(tmp_path / "out" / "report.md")
+    first = json.loads(Path(found["results"][0]).read_text())
+    assert first["data"]["name"] == "shop"
+    assert (first["data"]["interactions"], first["data"]["users"]) == (900, 80)
+    assert first["arguments"]["max_train_examples"] == 300
+    command = "evorec bench --items shop/items.jsonl --interactions shop/interactions.csv --quick --base base"
+    assert first["command"] == command
+    assert first["base"]["pretrained_on_the_past"] is False
+    assert str(tmp_path) not in json.dumps(first)
+    assert "## shop" in (tmp_path / "out" / "report.md").read_text()
+    assert _bench(tmp_path, "--seeds", "2", "--quick").exit_code == 0
+    assert len(learned) == 8
+
+
+def test_a_strategy_may_join_later(tmp_path: Path, learned: list[str]) -> None:
+    assert _bench(tmp_path, "--quick", "--strategies", "frozen").exit_code == 0
+    assert _bench(tmp_path, "--quick", "--strategies", "frozen, evorec-all-layers").exit_code == 0
+    assert learned == ["frozen", "evorec-all-layers"]
+
+
+def test_wrong_names_and_unusable_files_are_refused_before_anything_is_learned(
+    tmp_path: Path, learned: list[str]
+) -> None:
+    positions = [Interaction("", e.user_id, e.item_id, float(n)) for n, e in enumerate(make_interactions())]
+    untitled = [Item(item.item_id, "", item.category) for item in make_items()]
+    for outcome, says in (
+        (_bench(tmp_path, "--strategies", "frozen,evrec"), "No strategy is called evrec; there are frozen, retrain"),
+        (_bench(tmp_path, interactions=positions), "seem to be positions"),
+        (_bench(tmp_path, items=untitled), "has a title"),
+        (_bench(tmp_path, interactions=make_interactions(n=150)), "too few to split by time"),
+    ):
+        assert isinstance(outcome.exception, InvalidInput)
+        assert says in str(outcome.exception)
+    assert not learned
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,72 @@
+"""The benchmark's report and its command: files in, files out, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from deploy.cli.bench import _require_titles
+from deploy.files import read_items
+from evolver.bench.report import read_results, write_report
+from shared.errors import InvalidInput, NotFound
+from tests.bench_support import bench_results
+
+NAMES = ["frozen", "retrain", "evorec"]
+
+
+def _written(folder: Path, seed: int, **changes: object) -> Path:
+    path = folder / f"{seed}.json"
+    results = bench_results(NAMES, seed=seed, value=lambda name, number, _: len(name) / 20 + number / 50)
+    path.write_text(json.dumps({**results, **changes}))
+    return path
+
+
+def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_path: Path) -> None:
+    other = bench_results(NAMES, value=lambda *_: 0.5)["data"] | {"name": "other"}
+    paths = [_written(tmp_path, 0), _written(tmp_path, 1), _written(tmp_path, 2, data=other)]
+    text = write_report(paths, tmp_path / "docs" / "results.md").read_text()
+    for words in (
+        "## shop",
+        "## other",
+        "Seeds: 0, 1.",
+        "5.4 M parameters",
+        "2 without a title",
+        "retrain: what it does.",
+    ):
+        assert words in text
+    for name in ("shop", "other"):
+        for plot in ("rounds", "cost", "votes"):
+            assert f"(results-{name}-{plot}.png)" in text
+            with Image.open(tmp_path / "docs" / f"results-{name}-{plot}.png") as image:
+                assert min(image.size) > 200
+    assert "nan" not in text
+
+
+def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"no file .*missing\.json"):
+        read_results([tmp_path / "missing.json"])
+    with pytest.raises(InvalidInput, match="format 1"):
+        read_results([_written(tmp_path, 0, format=0)])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InvalidInput, match="not JSON"):
+        read_results([tmp_path / "broken.json"])
+    twice = _written(tmp_path, 3)
+    with pytest.raises(InvalidInput, match=r"shop with seeds \[3, 3\]"):
+        read_results([twice, twice])
+
+
+def test_items_without_title_are_counted_and_a_catalog_of_them_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    records = [
+        {"item_id": "a", "title": "Rose cream"},
+        {"item_id": "b", "brand": "Acme"},
+        {"item_id": "c", "title": ""},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)))
+    items = read_items(path).rows
+    assert _require_titles(items, path) == 2
+    with pytest.raises(InvalidInput, match=r"No item of .* has a title"):
+        _require_titles(items[1:], path)

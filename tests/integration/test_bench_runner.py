@@ -1,0 +1,176 @@
+"""A benchmark's run with strategies that train nothing: what they get, what is kept, and going on after a crash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evolver.bench.base import about_base, recipe
+from evolver.bench.cases import DRAWN_SETS, KINDS
+from evolver.bench.results import BLEND, EVOREC, FROZEN, GROUPS, SETS, collect
+from evolver.bench.runner import SCORES, SeedRun
+from evolver.bench.scores import RETRIEVER, load_scores
+from evolver.bench.strategy import Learned, Strategy, Task
+from evolver.bench.timeline import make_timeline
+from evolver.inputs import EvolutionInputs
+from evolver.splits import Split
+from shared.config import Settings
+from shared.errors import Conflict
+from tests import tiny_base
+from tests.bench_support import SETTINGS, learned_nothing, make_interactions, make_items
+
+ROUNDS = 2
+
+
+class _Silent:
+    def step(self, title: str, done: int, total: int) -> None:
+        assert 0 <= done <= total, title
+
+    def report(self, stage: str, share: float) -> None:
+        assert 0.0 <= share <= 1.0, stage
+
+
+@dataclass
+class _Lab:
+    """A run with two strategies of its own; `tasks` are what they were given, `crash_in` stops the run there."""
+
+    base: Path
+    folder: Path
+    settings: Settings = SETTINGS
+    tasks: list[tuple[str, Task]] = field(default_factory=list)
+    bootstraps: int = 0
+    crash_in: Callable[[str, Task], bool] = lambda name, task: False
+
+    def run(self, **changes: object) -> None:
+        timeline = make_timeline(make_items(), make_interactions(), self.settings, seed=0)
+        strategies = [Strategy(name, f"{name}.", self._learner(n)) for n, name in enumerate((FROZEN, EVOREC))]
+        settings = self.settings.model_copy(update={"base_model": str(self.base)})
+        run = SeedRun(timeline, strategies, self._bootstrap, settings, self.folder, ROUNDS, max_evaluated=12)
+        replace(run, **changes).run(_Silent())  # type: ignore[arg-type]
+
+    def collected(self) -> dict:  # type: ignore[type-arg]
+        return collect(self.folder, [FROZEN, EVOREC], ROUNDS, seed=0)
+
+    def _bootstrap(
+        self, inputs: EvolutionInputs, split: Split, out: Path, settings: Settings, report: Callable[[str, float], None]
+    ) -> Learned:
+        self.bootstraps += 1
+        assert not split.trainable & inputs.panel
+        return learned_nothing(inputs, out)
+
+    def _learner(self, number: int) -> Callable[[Task], Learned]:
+        def learn(task: Task) -> Learned:
+            name = (FROZEN, EVOREC)[number]
+            if self.crash_in(name, task):
+                (task.out / "half").touch()
+                raise KeyboardInterrupt
+            assert (task.parent / "made").exists()
+            assert not list(task.out.iterdir())
+            self.tasks.append((name, task))
+            task.report("update", 0.5)
+            return learned_nothing(task.inputs, task.out)
+
+        return learn
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_base.write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def lab(base: Path, tmp_path_factory: pytest.TempPathFactory) -> _Lab:
+    done = _Lab(base, tmp_path_factory.mktemp("bench") / "seed-0")
+    done.run()
+    return done
+
+
+def test_strategies_go_on_from_their_own_version_and_all_from_one_bootstrap(lab: _Lab) -> None:
+    assert lab.bootstraps == 1
+    assert [name for name, _ in lab.tasks] == [FROZEN, EVOREC] * ROUNDS
+    for number, (name, task) in enumerate(lab.tasks):
+        assert task.bootstrap == lab.folder / "bootstrap" / "version"
+        own = lab.folder / name / "round-1" / "version"
+        assert task.parent == (task.bootstrap if number < 2 else own)
+    assert lab.tasks[0][1].inputs is lab.tasks[1][1].inputs
+
+
+def test_versions_that_nobody_goes_on_from_are_dropped(lab: _Lab) -> None:
+    for name in (FROZEN, EVOREC):
+        assert not (lab.folder / name / "round-1" / "version").exists()
+        assert (lab.folder / name / f"round-{ROUNDS}" / "version" / "made").exists()
+
+
+def test_all_strategies_are_asked_about_the_same_candidates(lab: _Lab) -> None:
+    for number in (1, 2):
+        of_rules = load_scores(lab.folder / "rules" / f"round-{number}" / SCORES)
+        tables = [load_scores(lab.folder / name / f"round-{number}" / SCORES) for name in (FROZEN, EVOREC)]
+        for kind in KINDS:
+            for name in DRAWN_SETS:
+                asked = [of_rules[f"{kind}/{name}"], *(table[f"{kind}/{name}"] for table in tables)]
+                for other in asked[1:]:
+                    np.testing.assert_array_equal(asked[0].users, other.users)
+                    np.testing.assert_array_equal(asked[0].target, other.target)
+                shares = [table[f"{kind}/{name}"].experts["popularity"] for table in tables]
+                np.testing.assert_array_equal(shares[0], shares[1])
+                np.testing.assert_allclose(shares[0], asked[0].experts["decayed popularity"], rtol=1e-6)
+
+
+def test_results_have_every_figure_and_agree_with_the_saved_scores(lab: _Lab) -> None:
+    collected = lab.collected()
+    assert [one["round"] for one in collected["rounds"]] == [1, 2]
+    found = collected["rounds"][0]["strategies"][EVOREC]
+    assert (found["location"]["votes"], found["forgotten_share"]) == ([0, 3], 0.25)
+    assert found["cost"]["seconds"] == {"update": 2.0}
+    table = load_scores(lab.folder / EVOREC / "round-1" / SCORES)["next/uniform"]
+    retriever = found["metrics"]["next"]["uniform"][RETRIEVER]
+    assert retriever["U"]["hr@3"] == pytest.approx((table.rank_by(RETRIEVER) <= 3).mean())
+    assert retriever["U"]["n"] == retriever["U_A"]["n"] + retriever["U_I"]["n"] == len(table.users)
+    for kind in KINDS:
+        for name in SETS:
+            assert set(found["metrics"][kind][name][BLEND]) == set(GROUPS)
+            difference = collected["rounds"][0]["differences"][FROZEN][EVOREC][kind][name]["U"]
+            assert difference["low"] <= difference["mean"] <= difference["high"]
+    json.dumps(collected)
+
+
+def test_a_run_that_crashed_goes_on_where_it_was(base: Path, tmp_path: Path, lab: _Lab) -> None:
+    broken = _Lab(base, tmp_path / "seed-0")
+    broken.crash_in = lambda name, task: name == EVOREC and task.parent.parent.name == "round-1"
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    assert [name for name, _ in broken.tasks] == [FROZEN, EVOREC, FROZEN]
+    broken.crash_in = lambda name, task: False
+    broken.run()
+    assert broken.bootstraps == 1
+    assert [name for name, _ in broken.tasks] == [FROZEN, EVOREC, FROZEN, EVOREC]
+    assert not (broken.folder / EVOREC / "round-2" / "version" / "half").exists()
+    figures, whole = (one.collected()["rounds"] for one in (broken, lab))
+    for mine, theirs in zip(figures, whole, strict=True):
+        for name in (FROZEN, EVOREC):
+            assert mine["strategies"][name]["metrics"] == theirs["strategies"][name]["metrics"]
+    broken.run()
+    assert len(broken.tasks) == 4
+
+
+def test_a_folder_of_other_arguments_is_refused_and_the_difference_is_said(lab: _Lab) -> None:
+    other = _Lab(lab.base, lab.folder, lab.settings.model_copy(update={"max_train_examples": 7}))
+    with pytest.raises(Conflict, match=r"\(max_train_examples was 1200, now 7\)"):
+        other.run()
+    with pytest.raises(Conflict, match="max_evaluated was 12, now 13"):
+        lab.run(max_evaluated=13)
+    assert not other.tasks
+
+
+def test_the_base_says_its_size_and_a_short_recipe_still_reaches_its_full_rate() -> None:
+    about = about_base(Settings(_env_file=None).base_model, None)
+    assert about["name"] == "tiny-stores"
+    assert 4_000_000 < about["parameters"] < 12_000_000
+    for scale in (0.01, 0.05, 0.35):
+        config = recipe(scale, seed=1)
+        assert config.warmup <= 0.2 * config.total_steps
