@@ -26,7 +26,7 @@ unit: setup ## the tests without I/O
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
 faults: setup ## processes killed, disks full, bytes flipped: every promise of docs/reliability.md, at full size
-	@FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
+	@FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 1800 $(ARGS)
 	@$(BIN)/python -m tests.faults.page
 
 bench: setup ## the figures of docs/performance.md, in about half an hour on a quiet machine

@@ -143,6 +143,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
     settings = Settings(
         base_model=_base(store, folder / "base"),
         lora_rank=RANK,
+        prompt_history=4,
+        title_tokens=4,
+        rank_candidates=6,
         max_train_examples=16,
         max_located_users=8,
         max_evaluated_users=4,

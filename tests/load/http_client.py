@@ -15,7 +15,13 @@ class Connection:
 
     @classmethod
     async def open(cls, host: str, port: int) -> Self:
-        return cls(*await asyncio.open_connection(host, port), host)
+        opening = asyncio.ensure_future(asyncio.open_connection(host, port))
+        try:
+            return cls(*await asyncio.shield(opening), host)
+        except asyncio.CancelledError:
+            # Cancelled itself, it may lose a connection that it has just made: nobody would close that.
+            opening.add_done_callback(_hang_up)
+            raise
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Status and body of the answer."""
@@ -49,3 +55,8 @@ class Connection:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _hang_up(opening: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result()[1].close()
