@@ -25,7 +25,7 @@ test: lint ## linters, types, import walls, then every test
 unit: setup ## the tests without I/O
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-faults: setup ## processes killed, disks full, bytes flipped: every promise of docs/reliability.md, at full size
+faults: setup ## processes killed, disks full, bytes flipped: every promise of docs/reliability.md, at full size: an hour and a half
 	@FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 1800 $(ARGS)
 	@$(BIN)/python -m tests.faults.page
 
