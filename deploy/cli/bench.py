@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ import typer
 from deploy.cli.options import AsJson, InteractionsFile, ItemsFile
 from deploy.cli.output import note_console, print_json, result_console, share_progress, show_bad_lines
 from deploy.files import has_stand_in_title, read_interactions, read_items
-from shared.config import Settings
+from shared.config import SHIPPED_BASE_MODEL, Settings
 from shared.errors import InvalidInput, NotFound
 from shared.types import Item
 
@@ -28,16 +28,25 @@ QUICK_STRATEGIES = "frozen,retrain,finetune,evorec"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is done: of examples and users per strategy and round, rounds, and steps of the base."""
+    """How much is done: of examples and users per strategy and round, rounds, and steps of the base (0: the shipped one
+    as it is; it was made from generated stores, so it has seen nothing of anybody's data). `settings` as well.
+    """
 
     train_examples: int
     evaluated: int
     rounds: int
     base_scale: float
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 FULL = Size(train_examples=1500, evaluated=1000, rounds=3, base_scale=0.35)
-QUICK = Size(train_examples=300, evaluated=150, rounds=1, base_scale=0.05)
+QUICK = Size(
+    train_examples=300,
+    evaluated=150,
+    rounds=1,
+    base_scale=0.0,
+    settings={"retriever_epochs": 3, "retriever_window_epochs": 2},
+)
 
 
 def bench(
@@ -150,27 +159,28 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
 
-    settings = Settings().model_copy(update={"seed": seed, "max_train_examples": size.train_examples})
+    changed = {"seed": seed, "max_train_examples": size.train_examples, **size.settings}
+    settings = Settings().model_copy(update=changed)
     folder = out / f"seed-{seed}"
     with note_console().status("Reading the dataset"):
         timeline, about = source.timeline(settings, seed)
     with _watched(seed) as watcher:
-        config = None
-        if base is None:
+        config, model = None, base or str(SHIPPED_BASE_MODEL)
+        if base is None and size.base_scale:
             watcher.step("base model", 0, 1)
             made, config = ensure_base(timeline, settings.state_dir, scale=size.base_scale, on_step=watcher.base)
-            base = str(made)
-        settings = settings.model_copy(update={"base_model": base})
+            model = str(made)
+        settings = settings.model_copy(update={"base_model": model})
         run = SeedRun(timeline, strategies, make_bootstrap, settings, folder, size.rounds, size.evaluated)
         run.run(watcher)
         watcher.step("intervals", 1, 1)
     path = folder / "results.json"
     results = {
-        "command": _command(source, size, base if config is None else None),
+        "command": _command(source, size, base),
         "machine": machine(),
         "data": about,
         "seed": seed,
-        "base": about_base(base, config),
+        "base": about_base(model, config),
         "arguments": run.arguments(),
         "strategies": {strategy.name: strategy.what for strategy in strategies},
         **collect(folder, [strategy.name for strategy in strategies], size.rounds, seed=seed),
@@ -187,7 +197,7 @@ def _command(source: _Source, size: Size, base: str | None) -> str:
     options = {
         "--max-train-examples": (size.train_examples, usual.train_examples),
         "--max-evaluated": (size.evaluated, usual.evaluated),
-        "--base-scale": (size.base_scale, usual.base_scale if base is None else size.base_scale),
+        "--base-scale": (size.base_scale, usual.base_scale),
     }
     for option, (value, default) in options.items():
         words += [option, f"{value:g}"] if value != default else []
