@@ -41,8 +41,8 @@ class Size:
 
 FULL = Size(train_examples=1500, evaluated=1000, rounds=3, base_scale=0.35)
 QUICK = Size(
-    train_examples=300,
-    evaluated=150,
+    train_examples=150,
+    evaluated=100,
     rounds=1,
     base_scale=0.0,
     settings={"retriever_epochs": 3, "retriever_window_epochs": 2},
