@@ -45,7 +45,12 @@ QUICK = Size(
     evaluated=100,
     rounds=1,
     base_scale=0.0,
-    settings={"retriever_epochs": 3, "retriever_window_epochs": 2},
+    settings={
+        "retriever_epochs": 3,
+        "retriever_window_epochs": 2,
+        "max_located_users": 64,
+        "max_validation_users": 48,
+    },
 )
 
 
