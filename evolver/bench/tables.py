@@ -130,7 +130,7 @@ def _interval(found: Sequence[Mapping[str, float]], *, sign: int) -> str:
     """`sign` -1 turns "other - reference" into "reference - other"."""
     mean, one, other = (sign * float(np.mean([each[name] for each in found])) for name in ("mean", "low", "high"))
     low, high = min(one, other), max(one, other)
-    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    text = f"{mean:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
