@@ -138,14 +138,16 @@ class Learner:
     def _locate(self) -> Location:
         """The layers that the recipe's rule chooses; the top ones where it asks users and nobody can answer."""
         rule = self._recipe.layers
+        # Another one in each round, or a rule that draws would draw the same layers in all of them.
+        seed = (self._inputs.seed, len(self._inputs.histories))
         n_layers = len(decoder_layers(self.model))
         if isinstance(rule, Unasked):
-            return _unasked(rule.choose(n_layers, self._inputs.seed), n_layers)
+            return _unasked(rule.choose(n_layers, seed), n_layers)
         pairs = self.examples.before_and_after(self._parent_index, self._known)
         asked = [*islice(pairs, self._settings.max_located_users)]
         if not asked:
             # Nobody can vote: the top layers, nearest to the answer, and still no more than may be trained.
-            return _unasked(top_layers(n_layers, self._inputs.seed), n_layers)
+            return _unasked(top_layers(n_layers, seed), n_layers)
         old, new = zip(*asked, strict=True)
         self.work += Work(tokens_forward=tokens(old) + tokens(new))
         return locate(self.model, old, new, rule=rule.choose, on_batch=self._stages.report)

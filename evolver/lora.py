@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from evolver.trunk import decoder_layers as decoder_layers
 from evolver.trunk import has_parts
-from evolver.trunk import run_trunk as run_trunk
 from shared.base_model import base_model_folder
 from shared.config import Settings
 from shared.precision import Dtype, cpu_dtype

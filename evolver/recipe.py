@@ -15,6 +15,8 @@ from torch import Tensor
 
 from evolver.locate import Location, located, located_count
 
+Seed = int | tuple[int, ...]
+
 
 class Start(Enum):
     """The LoRA that training starts from."""
@@ -44,15 +46,15 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Unasked:
-    """Layers without a look at the data: (number of layers, seed) -> indices, ascending."""
+    """Layers without a look at the data: (number of layers, seed of the round) -> indices, ascending."""
 
-    choose: Callable[[int, int], tuple[int, ...]]
+    choose: Callable[[int, Seed], tuple[int, ...]]
 
 
 LayerRule = Asked | Unasked
 
 
-def every_layer(n_layers: int, seed: int) -> tuple[int, ...]:
+def every_layer(n_layers: int, seed: Seed) -> tuple[int, ...]:
     """
     >>> every_layer(3, seed=0)
     (0, 1, 2)
@@ -60,7 +62,7 @@ def every_layer(n_layers: int, seed: int) -> tuple[int, ...]:
     return tuple(range(n_layers))
 
 
-def top_layers(n_layers: int, seed: int) -> tuple[int, ...]:
+def top_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
     """The highest floor(0.3 L), nearest to the answer.
 
     >>> top_layers(10, seed=0)
@@ -69,7 +71,7 @@ def top_layers(n_layers: int, seed: int) -> tuple[int, ...]:
     return tuple(range(n_layers))[-located_count(n_layers) :]
 
 
-def random_layers(n_layers: int, seed: int) -> tuple[int, ...]:
+def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
     """floor(0.3 L) different layers, drawn with the seed."""
     drawn = np.random.default_rng(seed).choice(n_layers, size=located_count(n_layers), replace=False)
     return tuple(sorted(drawn.tolist()))

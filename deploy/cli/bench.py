@@ -159,13 +159,14 @@ def _strategies(names: str | None) -> list[Strategy]:
 def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strategy], size: Size, out: Path) -> Path:
     """Run what is missing of a seed; returns the file of its results."""
     from evolver.bench.base import about_base, ensure_base
-    from evolver.bench.machine import machine
+    from evolver.bench.machine import bench_device, machine
     from evolver.bench.results import collect, write_results
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
 
     changed = {"seed": seed, "max_train_examples": size.train_examples, **size.settings}
     settings = Settings().model_copy(update=changed)
+    settings = settings.model_copy(update={"train_device": bench_device(settings.train_device)})
     folder = out / f"seed-{seed}"
     with note_console().status("Reading the dataset"):
         timeline, about = source.timeline(settings, seed)
@@ -181,8 +182,8 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
         watcher.step("intervals", 1, 1)
     path = folder / "results.json"
     results = {
-        "command": _command(source, size, base),
-        "machine": machine(),
+        "command": _command(source, size, base, [strategy.name for strategy in strategies]),
+        "machine": machine(settings.train_device),
         "data": about,
         "seed": seed,
         "base": about_base(model, config),
@@ -194,8 +195,8 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     return path
 
 
-def _command(source: _Source, size: Size, base: str | None) -> str:
-    """What to type for the same run, with what differs from the defaults."""
+def _command(source: _Source, size: Size, base: str | None, strategies: list[str]) -> str:
+    """What to type for the same figures, with what differs from the defaults; settings are among the arguments."""
     words = ["evorec bench", "--items", _short(source.items), "--interactions", _short(source.interactions)]
     usual = QUICK if size.rounds == QUICK.rounds else FULL
     words += ["--quick"] if usual is QUICK else []
@@ -205,10 +206,10 @@ def _command(source: _Source, size: Size, base: str | None) -> str:
         "--base-scale": (size.base_scale, usual.base_scale),
     }
     for option, (value, default) in options.items():
-        words += [option, f"{value:g}"] if value != default else []
+        words += [option, str(value)] if value != default else []
     if base is not None:
         words += ["--base", Path(base).name if Path(base).is_dir() else base]
-    return " ".join(words)
+    return " ".join([*words, "--strategies", ",".join(strategies), "--out", "DIR"])
 
 
 def _short(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its largest, other work of the same process left out."""
+"""How much memory the process takes at its largest during a piece of work, with what earlier work has left in it."""
 
 from __future__ import annotations
 

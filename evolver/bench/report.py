@@ -1,6 +1,6 @@
 """The report of a benchmark, made from its results and nothing else.
 
-    python -m evolver.bench.report docs/results/*.json --out docs/results.md
+    python -m evolver.bench.report docs/results/bench-*.json --out docs/results.md
 
 Several files may be of several datasets and seeds: figures are then means over a dataset's seeds with their deviation.
 """
@@ -24,7 +24,8 @@ from shared.errors import InvalidInput, NotFound
 READING = [
     "Interactions are split by global time: the first 70 % are the past, then come four parts of 7.5 %. Parts 1 to 3",
     "are the windows of three rounds, and round k is scored on part k + 1. U_A are users with an interaction in the",
-    "window, U_I the others. `memory`: the last interaction by the window's end of users whom nobody learned from (a",
+    "window, U_I the others; U is both together, as they were drawn (at most so many of each). `memory`: the last",
+    "interaction by the window's end of users whom nobody learned from (a",
     "panel of 20 %). `next`: the first interaction after the window, where its item is known by then. There are 20",
     "candidates: the target and 19 known items that the user has not had, drawn uniformly or weighted by popularity;",
     "score ties count against the target. `catalog` is the whole pipeline: the retriever's best over all known items,",
@@ -53,7 +54,17 @@ def read_results(paths: Sequence[Path]) -> dict[str, list[Results]]:
         numbers = [one["seed"] for one in seeds]
         if len(set(numbers)) < len(numbers):
             raise InvalidInput(f"the files have {name} with seeds {numbers}: give each seed once")
+        differ = sorted({key for one in seeds for key in _unlike(seeds[0], one)})
+        if differ:
+            raise InvalidInput(f"the seeds of {name} are of different runs ({', '.join(differ)} differ): give --name")
     return datasets
+
+
+def _unlike(one: Results, other: Results) -> list[str]:
+    """Arguments in which two seeds differ that should not: data, base and seed are each seed's own."""
+    mine, theirs = one["arguments"], other["arguments"]
+    own = {"seed", "data", "base"}
+    return [name for name in {**mine, **theirs} if name not in own and mine.get(name) != theirs.get(name)]
 
 
 def write_report(paths: Sequence[Path], out: Path) -> Path:

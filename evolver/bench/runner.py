@@ -40,6 +40,7 @@ EVALUATE = "evaluate"
 
 # What a version, and what is measured of it, depends on.
 SETTINGS_THAT_COUNT = (
+    "train_device",
     "dtype",
     "lora_rank",
     "prompt_history",

@@ -91,7 +91,7 @@ def accuracy(seeds: Sequence[Results], kind: str, candidates: str, number: int) 
 
 
 def overview(seeds: Sequence[Results], kind: str) -> list[str]:
-    """NDCG@3 over all users after each round, on both drawn candidate sets."""
+    """NDCG@3 over U after each round, on both drawn candidate sets."""
     columns = [(candidates, number) for candidates in DRAWN_SETS for number in range(1, n_rounds(seeds) + 1)]
     header = ["strategy", *(f"{candidates}, round {number}" for candidates, number in columns)]
     rows = [
@@ -244,7 +244,7 @@ def versions(seeds: Sequence[Results]) -> list[str]:
 def everything(seeds: Sequence[Results]) -> list[str]:
     """All tables of one dataset, under their headings."""
     return [
-        *(line for kind in KINDS for line in [f"### NDCG@3 over all users, `{kind}`", "", *overview(seeds, kind)]),
+        *(line for kind in KINDS for line in [f"### NDCG@3 over U, `{kind}`", "", *overview(seeds, kind)]),
         *["### Cost per round", "", *cost(seeds)],
         *_differences(seeds),
         *_sanity(seeds),
@@ -267,7 +267,7 @@ def _differences(seeds: Sequence[Results]) -> list[str]:
 def _sanity(seeds: Sequence[Results]) -> list[str]:
     lines: list[str] = []
     for kind, candidates in itertools.product(KINDS, DRAWN_SETS):
-        lines += [f"### Plain rules and parts, `{kind}`, {candidates} candidates, all users", ""]
+        lines += [f"### Plain rules and parts, `{kind}`, {candidates} candidates, U", ""]
         lines += sanity(seeds, kind, candidates)
     return lines
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner, Result
 
+from deploy.cli.bench import QUICK
 from deploy.cli.main import app
 from evolver.bench.strategy import Learned, Strategy, Task
 from shared.errors import InvalidInput
@@ -66,9 +67,9 @@ def test_files_in_report_out_and_a_second_call_has_nothing_to_do(tmp_path: Path,
     first = json.loads(Path(found["results"][0]).read_text())
     assert first["data"]["name"] == "shop"
     assert (first["data"]["interactions"], first["data"]["users"]) == (900, 80)
-    assert first["arguments"]["max_train_examples"] == 300
+    assert first["arguments"]["max_train_examples"] == QUICK.train_examples
     command = "evorec bench --items shop/items.jsonl --interactions shop/interactions.csv --quick --base base"
-    assert first["command"] == command
+    assert first["command"] == f"{command} --strategies frozen,retrain,finetune,evorec --out DIR"
     assert first["base"]["pretrained_on_the_past"] is False
     assert str(tmp_path) not in json.dumps(first)
     assert "## shop" in (tmp_path / "out" / "report.md").read_text()

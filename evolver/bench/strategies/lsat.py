@@ -57,7 +57,8 @@ def learn_both(task: Task) -> Learned:
 def _merge(task: Task, learner: Learner, lesson: Lesson) -> Lesson:
     # PEFT writes names without the adapter's own ("default").
     stored = load_file(task.bootstrap / ADAPTER_FILE)
-    short = lora_state(learner.model, range(len(decoder_layers(learner.model))))
+    trained = lora_state(learner.model, range(len(decoder_layers(learner.model))))
+    short = {name: matrix.cpu() for name, matrix in trained.items()}
     long = {name: stored[name.replace(".default.", ".")] for name in short}
     settings = task.settings.model_copy(update={"lora_rank": 2 * task.settings.lora_rank})
     merged = load_with_lora(settings, None, seed=task.inputs.seed)
