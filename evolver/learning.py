@@ -13,12 +13,13 @@ from evolver.examples import Examples
 from evolver.forget import KEPT_NEWEST, CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
-from evolver.lora import decoder_layers, load_with_lora, lora_parameters, save_lora
+from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Recipe, Start, Targets, Unasked, top_layers
 from evolver.retriever_training import finetune_retriever, train_retriever
 from evolver.scoring import Version, choose_blend, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
+from evolver.trunk import decoder_layers
 from evolver.update import UpdateConfig, UpdateResult, update
 from evolver.work import Work, tokens, work_of_update
 from shared.config import Settings

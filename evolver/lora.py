@@ -14,8 +14,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
-from evolver.trunk import decoder_layers as decoder_layers
-from evolver.trunk import has_parts
+from evolver.trunk import decoder_layers, has_parts
 from shared.base_model import base_model_folder
 from shared.config import Settings
 from shared.precision import Dtype, cpu_dtype

@@ -11,11 +11,12 @@ from pathlib import Path
 from evolver.evaluate import gain, paired_interval
 from evolver.inputs import EvolutionInputs, ParentVersion, PipelineResult, Progress, ShouldStop
 from evolver.learning import Learner
-from evolver.lora import TARGET_MODULES, decoder_layers
+from evolver.lora import TARGET_MODULES
 from evolver.recipe import BOOTSTRAP, EVOREC
 from evolver.scoring import POPULARITY_ONLY, UNIFORM, WEIGHTED, Report, Version, evaluate_version, make_cases
 from evolver.splits import split
 from evolver.stages import Stages
+from evolver.trunk import decoder_layers
 from shared.config import Settings
 from shared.manifest import Gate
 from shared.ranking import BlendWeights

@@ -187,7 +187,7 @@ def evaluate_version(
     found: dict[str, dict[UserId, int]] = {}
     metrics: dict[str, dict[str, float]] = {"U_A": {}, "U_I": {}, "U": {}}
     for number, (name, chosen) in enumerate(sets.items()):
-        report = partial(_part, on_batch, number, len(sets))
+        report = partial(report_part, on_batch, number, len(sets))
         scored = score_cases(version, chosen, builder, popularity, report)
         found[name] = ranks(scored, weights)
         cutoffs = (10,) if name == CATALOG else (1, 3)
@@ -196,6 +196,6 @@ def evaluate_version(
     return Report(found, metrics)
 
 
-def _part(on_batch: Callable[[float], None], number: int, of: int, share: float) -> None:
+def report_part(on_batch: Callable[[float], None], number: int, of: int, share: float) -> None:
     """Report the share of one of several like parts as a share of the whole."""
     on_batch((number + share) / of)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from evolver.batches import BatchOf, batches_by_length, label_logprobs, score_prompts
-from evolver.lora import decoder_layers, lora_state, merged, restore_lora, train_only
+from evolver.lora import lora_state, merged, restore_lora, train_only
 from evolver.lower_blocks import batches_for
+from evolver.trunk import decoder_layers
 from shared.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ def alignment_loss(logprobs: Tensor, target: Tensor) -> Tensor:
     0.6931471824645996
     """
     return nn.functional.nll_loss(logprobs, target)
+
+
+def ranking_loss(scores: Sequence[Sequence[float]], examples: Sequence[Labelled]) -> float:
+    """`alignment_loss` of scored prompts of any lengths, in nats; 0 without any."""
+    gained = [row[example.target] for row, example in zip(scores, examples, strict=True)]
+    return -float(np.mean(gained)) if gained else 0.0
 
 
 def consistency_loss(logprobs: Tensor, parent: Tensor) -> Tensor:
@@ -227,12 +234,7 @@ def _padded(scores: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _validate(asked: _Asked, examples: Sequence[Labelled], held: Sequence[tuple[Prompt, list[float]]]) -> float:
-    scores = asked.scores([example.prompt for example in examples])
-    loss = (
-        -float(np.mean([row[example.target] for row, example in zip(scores, examples, strict=True)]))
-        if examples
-        else 0.0
-    )
+    loss = ranking_loss(asked.scores([example.prompt for example in examples]), examples)
     if held:
         now = asked.scores([prompt for prompt, _ in held])
         loss += float(consistency_loss(_padded(now), _padded([scores for _, scores in held])))

@@ -164,9 +164,9 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
 
+    settings = Settings()
     changed = {"seed": seed, "max_train_examples": size.train_examples, **size.settings}
-    settings = Settings().model_copy(update=changed)
-    settings = settings.model_copy(update={"train_device": bench_device(settings.train_device)})
+    settings = settings.model_copy(update={**changed, "train_device": bench_device(settings.train_device)})
     folder = out / f"seed-{seed}"
     with note_console().status("Reading the dataset"):
         timeline, about = source.timeline(settings, seed)

@@ -26,7 +26,7 @@ from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import Timeline
 from evolver.inputs import EvolutionInputs
-from evolver.scoring import Version, retrieved_cases, score_cases
+from evolver.scoring import Version, report_part, retrieved_cases, score_cases
 from evolver.splits import Split
 from shared.base_model import base_model_hash
 from shared.config import Settings
@@ -205,15 +205,8 @@ def ask(
         question = a_round.questions[kind]
         found = retrieved_cases(version, question.targets, settings.rank_candidates)
         for name, cases in {**question.cases, CATALOG_SET: found}.items():
-            done = len(tables)
-            scored = score_cases(
-                version,
-                cases,
-                builder,
-                question.popularity,
-                lambda share, done=done: report((done + share) / n_tables),  # type: ignore[misc]
-            )
-            tables[f"{kind}/{name}"] = of_version(scored)
+            part = partial(report_part, report, len(tables), n_tables)
+            tables[f"{kind}/{name}"] = of_version(score_cases(version, cases, builder, question.popularity, part))
     return tables
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolver.scoring import NOT_RETRIEVED, Scored
-from shared.ranking import SHARE_FLOOR, BlendWeights
+from shared.ranking import BlendWeights, log_odds
 
 LLM, RETRIEVER, POPULARITY = "llm", "retriever", "popularity"
 _SEPARATOR = "/"
@@ -34,11 +34,7 @@ class CaseScores:
 
     def blended(self, weights: BlendWeights) -> Floats:
         """The log-odds that `shared.ranking.blend` turns into probabilities.  -> [N, C]"""
-        llm, retriever, shares = (self.experts[name].astype(np.float64) for name in (LLM, RETRIEVER, POPULARITY))
-        logits: Floats = (
-            weights.llm * llm + weights.retriever * retriever + weights.popularity * np.log(shares + SHARE_FLOOR)
-        )
-        return logits
+        return log_odds(self.experts[LLM], self.experts[RETRIEVER], self.experts[POPULARITY], weights)
 
     def ranks(self, scores: NDArray[np.floating]) -> NDArray[np.int64]:
         """rank = 1 + the number of other candidates scored at least as high; after everything where the target was

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
-from evolver.lora import add_lora, decoder_layers, lora_parameters, lora_state, merged, train_only
+from evolver.lora import add_lora, lora_parameters, lora_state, merged, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
-from evolver.trunk import has_parts, run_trunk
+from evolver.trunk import decoder_layers, has_parts, run_trunk
 from evolver.update import Labelled, UpdateConfig, alignment_loss, update
 from shared.config import Settings
 from shared.prompt import Prompt

@@ -17,10 +17,10 @@ import typer
 from rich.progress import Progress
 
 from evolver.batches import batches_by_length, collate, score_prompts
-from evolver.lora import decoder_layers, load_with_lora, lora_parameters, lora_state, restore_lora
+from evolver.lora import load_with_lora, lora_parameters, lora_state, restore_lora
 from evolver.lower_blocks import batches_for
 from evolver.stores import make_store
-from evolver.trunk import run_trunk
+from evolver.trunk import decoder_layers, run_trunk
 from evolver.update import Labelled, UpdateConfig, update
 from shared.config import Settings
 from shared.prompt import Prompt, PromptBuilder

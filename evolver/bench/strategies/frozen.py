@@ -6,7 +6,8 @@ from evolver.bench.peak_memory import PeakMemory
 from evolver.bench.strategy import Cost, Learned, Strategy, Task
 from evolver.bench.version_files import copy_version, load_blend, load_version
 from evolver.locate import Location
-from evolver.lora import decoder_layers, lora_parameters
+from evolver.lora import lora_parameters
+from evolver.trunk import decoder_layers
 
 
 def keep(task: Task) -> Learned:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,10 +25,11 @@ from evolver.bench.by_recipe import learn
 from evolver.bench.strategies.finetune import WINDOW_ALONE
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.learning import Learner, Lesson
-from evolver.lora import decoder_layers, load_with_lora, lora_parameters, lora_state
+from evolver.lora import load_with_lora, lora_parameters, lora_state
 from evolver.recipe import Start
 from evolver.scoring import Version
-from evolver.update import Labelled
+from evolver.trunk import decoder_layers
+from evolver.update import ranking_loss
 from evolver.work import Work, tokens
 
 if TYPE_CHECKING:
@@ -64,15 +64,15 @@ def _merge(task: Task, learner: Learner, lesson: Lesson) -> Lesson:
     merged = load_with_lora(settings, None, seed=task.inputs.seed)
     index, forgotten = lesson.version.index, lesson.version.forgotten
     validation = learner.examples.validation(index, forgotten)
+    prompts = [example.prompt for example in validation]
 
     def loss(weight: float) -> float:
         _fill(merged, long, short, weight)
-        return _ranking_loss(merged, validation, learner.examples.builder.label_ids)
+        return ranking_loss(score_prompts(merged, prompts, learner.examples.builder.label_ids), validation)
 
     best = min(LONG_TERM_WEIGHTS, key=loss)
     _fill(merged, long, short, best)
-    judged = tokens(example.prompt for example in validation)
-    learner.work += Work(tokens_forward=len(LONG_TERM_WEIGHTS) * judged)
+    learner.work += Work(tokens_forward=len(LONG_TERM_WEIGHTS) * tokens(prompts))
     size = sum(parameter.numel() for _, _, parameter in lora_parameters(merged))
     return replace(lesson, version=Version(merged, index, forgotten), lora_parameters=size)
 
@@ -81,13 +81,6 @@ def _merge(task: Task, learner: Learner, lesson: Lesson) -> Lesson:
 def _fill(model: PeftModel, long: dict[str, Tensor], short: dict[str, Tensor], weight: float) -> None:
     for _, name, parameter in lora_parameters(model):
         parameter.copy_(fuse(long[name], short[name], weight, is_a="lora_A" in name))
-
-
-def _ranking_loss(model: PeftModel, examples: list[Labelled], label_ids: tuple[int, ...]) -> float:
-    """- mean log p(y), nats; 0 without examples."""
-    scores = score_prompts(model, [example.prompt for example in examples], label_ids)
-    gained = [row[example.target] for row, example in zip(scores, examples, strict=True)]
-    return -float(np.mean(gained)) if gained else 0.0
 
 
 LSAT = Strategy(
