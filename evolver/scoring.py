@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,8 +41,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A case with its three experts' scores, each [C]; candidate 0 is not special: `target` is an index. `tokens`: the
-    length of the prompt that the LLM read.
+    """A case with its three experts' scores, each [C]; candidate 0 is not special: `target` is an index.
+
+    `tokens` is the length of the prompt that the LLM read. A target that is not among the candidates (-1) ranks after
+    everything whatever the LLM says, so it is not asked: `llm` is NaN and `tokens` 0.
     """
 
     case: Case
@@ -107,11 +110,11 @@ def score_cases(
         prompts = {
             number: _prompt(builder, version.index, history, case)
             for number, (history, (_, case)) in enumerate(zip(histories, cases, strict=True))
-            if case.candidates
+            if case.target in case.candidates
         }
         scores = score_prompts(version.model, [*prompts.values()], builder.label_ids, on_batch=on_batch)
         of_case = dict(zip(prompts, scores, strict=True))
-        llm = [of_case.get(number, []) for number in range(len(cases))]
+        llm = [of_case.get(number, [math.nan] * len(case.candidates)) for number, (_, case) in enumerate(cases)]
     lengths = [len(prompts[number].token_ids) if number in prompts else 0 for number in range(len(cases))]
     return [
         _scored(version.index, history, case, logprobs, popularity, length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,18 +25,21 @@ if TYPE_CHECKING:
     from evolver.bench.timeline import Timeline
 
 QUICK_STRATEGIES = "frozen,retrain,finetune,evorec"
+BASE_SEED = 0  # its order of events of one moment is the base's, for all seeds
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """How much is done: of examples and users per strategy and round, rounds, and steps of the base (0: the shipped one
-    as it is; it was made from generated stores, so it has seen nothing of anybody's data). `settings` as well.
+    as it is; it was made from generated stores, so it has seen nothing of anybody's data). `settings` as well;
+    `leave_one_out`: whether the retriever is also tried in that protocol.
     """
 
     train_examples: int
     evaluated: int
     rounds: int
     base_scale: float
+    leave_one_out: bool = True
     settings: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -45,6 +49,7 @@ QUICK = Size(
     evaluated=100,
     rounds=1,
     base_scale=0.0,
+    leave_one_out=False,
     settings={
         "retriever_epochs": 3,
         "retriever_window_epochs": 2,
@@ -85,7 +90,7 @@ def bench(
         base_scale=base_scale or size.base_scale,
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
-    source = _Source(items, interactions, name or interactions.absolute().parent.name)
+    source = _Source(items, interactions, name or interactions.absolute().parent.name, Settings())
     write_report = _report_writer()
     files = [_seed(source, seed, base, chosen, size, out) for seed in range(seeds)]
     report = write_report(files, out / "report.md")
@@ -95,23 +100,32 @@ def bench(
         result_console().print(f"Report in {report}, figures in {', '.join(map(str, files))}", soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Source:
     items: Path
     interactions: Path
     name: str
+    settings: Settings
 
-    def timeline(self, settings: Settings, seed: int) -> tuple[Timeline, dict[str, Any]]:
+    def timeline(self, seed: int) -> tuple[Timeline, dict[str, Any]]:
         """The dataset with its ties in the seed's order, and what a report says of it."""
+        return self.first if seed == BASE_SEED else self._read(seed)
+
+    @cached_property
+    def first(self) -> tuple[Timeline, dict[str, Any]]:
+        """The timeline of `BASE_SEED`; what is wrong with the files is shown this once."""
+        return self._read(BASE_SEED)
+
+    def _read(self, seed: int) -> tuple[Timeline, dict[str, Any]]:
         from evolver.bench.timeline import make_timeline
 
         catalog = read_items(self.items)
         events = read_interactions(self.interactions, seed=seed)
-        if seed == 0:
+        if seed == BASE_SEED:
             show_bad_lines(catalog, str(self.items))
             show_bad_lines(events, str(self.interactions))
         untitled = _require_titles(catalog.rows, self.items)
-        timeline = make_timeline(catalog.rows, events.rows, settings, seed=seed)
+        timeline = make_timeline(catalog.rows, events.rows, self.settings, seed=seed)
         return timeline, {
             "name": self.name,
             "items": len(catalog.rows),
@@ -164,20 +178,30 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
 
-    settings = Settings()
+    settings = source.settings
     changed = {"seed": seed, "max_train_examples": size.train_examples, **size.settings}
     settings = settings.model_copy(update={**changed, "train_device": bench_device(settings.train_device)})
     folder = out / f"seed-{seed}"
     with note_console().status("Reading the dataset"):
-        timeline, about = source.timeline(settings, seed)
+        timeline, about = source.timeline(seed)
     with _watched(seed) as watcher:
         config, model = None, base or str(SHIPPED_BASE_MODEL)
         if base is None and size.base_scale:
             watcher.step("base model", 0, 1)
-            made, config = ensure_base(timeline, settings.state_dir, scale=size.base_scale, on_step=watcher.base)
+            first, _ = source.first
+            made, config = ensure_base(first, settings.state_dir, scale=size.base_scale, on_step=watcher.base)
             model = str(made)
         settings = settings.model_copy(update={"base_model": model})
-        run = SeedRun(timeline, strategies, make_bootstrap, settings, folder, size.rounds, size.evaluated)
+        run = SeedRun(
+            timeline,
+            strategies,
+            make_bootstrap,
+            settings,
+            folder,
+            size.rounds,
+            size.evaluated,
+            leave_one_out=size.leave_one_out,
+        )
         run.run(watcher)
         watcher.step("intervals", 1, 1)
     path = folder / "results.json"

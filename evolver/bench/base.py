@@ -1,4 +1,7 @@
-"""The base of a benchmark's runs: one that has seen the past alone, without the panel, made once and kept."""
+"""The base of a benchmark's runs: one that has seen the past alone, without the panel, made once for all seeds.
+
+Making one is the longest step of all on a CPU. Seeds differ in all that is learned from it.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,34 @@ from evolver.inputs import EvolutionInputs
 from evolver.pretrain import PretrainConfig, corpus_of, pretrain, scaled
 from shared.base_model import base_model_folder, base_model_hash, base_model_info
 from shared.config import SHIPPED_BASE_MODEL
+from shared.errors import InvalidInput
 
 FINISHED = "pretrain.json"
 """Written last: a folder without it is of a run that was cut off, and pretraining goes on from its checkpoint."""
 MAX_WARMUP_SHARE = 0.2
 
 
-def recipe(scale: float, seed: int) -> PretrainConfig:
+def recipe(scale: float) -> PretrainConfig:
     """The shipped base's blocks as the starting point, and a share of its steps; a short run warms up for less."""
-    config = scaled(PretrainConfig(seed=seed, start_from=str(SHIPPED_BASE_MODEL)), scale)
+    config = scaled(PretrainConfig(start_from=str(SHIPPED_BASE_MODEL)), scale)
     return replace(config, warmup=min(config.warmup, max(1, int(MAX_WARMUP_SHARE * config.total_steps))))
 
 
 def ensure_base(
     timeline: Timeline, state_dir: Path, *, scale: float, on_step: Callable[[float, str], None]
 ) -> tuple[Path, PretrainConfig]:
-    """The base of this past, seed and recipe, from the cache or made now.
+    """The base of what lies before all windows and this recipe, from the cache or made now.
 
-    `on_step(share, what it says)` is called after each step.
+    Seeds share it where each gives the timeline of one and the same seed. `on_step(share, what it says)` is called
+    after each step. Raises `InvalidInput` where nothing lies before the first window's first moment.
     """
-    config = recipe(scale, timeline.seed)
-    past = timeline.past
+    config = recipe(scale)
+    past = timeline.before_windows
+    if not past.histories:
+        raise InvalidInput(
+            "Everything before the first window has one and the same timestamp, so no base can be made that has seen "
+            "nothing of a window. Name one with --base."
+        )
     folder = state_dir / "bench" / "bases" / _key(past, config)
     if not (folder / FINISHED).is_file():
 

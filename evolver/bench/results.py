@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
 from evolver.bench.rules import RULES
-from evolver.bench.runner import BOOTSTRAP_FOLDER, RESULT, RULES_FOLDER, SCORES
+from evolver.bench.runner import BOOTSTRAP_FOLDER, LEAVE_ONE_OUT_FOLDER, RESULT, RULES_FOLDER, SCORES
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
 from evolver.evaluate import paired_interval
 from shared.ranking import BlendWeights
@@ -34,8 +34,10 @@ Interval = Callable[[Sequence[float], Sequence[float]], tuple[float, float]]
 def collect(folder: Path, strategies: Sequence[str], rounds: int, *, seed: int) -> dict[str, Any]:
     """Everything that was found in a seed's folder: figures, intervals, costs and votes of each round."""
     bootstrap = json.loads((folder / BOOTSTRAP_FOLDER / RESULT).read_text())
+    one_out = folder / LEAVE_ONE_OUT_FOLDER / RESULT
     return {
         "bootstrap": bootstrap,
+        "leave_one_out": json.loads(one_out.read_text()) if one_out.is_file() else None,
         "rounds": [_round(folder, strategies, number, seed) for number in range(1, rounds + 1)],
     }
 

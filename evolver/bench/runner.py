@@ -1,6 +1,7 @@
 """The benchmark of one seed: bootstrap, then every strategy in every round, each step kept as soon as it is done.
 
     FOLDER/arguments.json            what the steps below were made with
+    FOLDER/leave-one-out/            the retriever in the usual protocol: result.json
     FOLDER/bootstrap/                the version of the past: version/, result.json
     FOLDER/rules/round-1/            plain rules on the same candidates: scores.npz, result.json
     FOLDER/STRATEGY/round-1/         version/, scores.npz, result.json
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 from evolver.bench.base import data_hash
 from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
+from evolver.bench.leave_one_out import leave_one_out
 from evolver.bench.rules import score_rules
 from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
@@ -34,7 +36,7 @@ from shared.disk import room_in
 from shared.errors import Conflict
 from shared.prompt import PromptBuilder
 
-RULES_FOLDER, BOOTSTRAP_FOLDER, VERSION_FOLDER = "rules", "bootstrap", "version"
+RULES_FOLDER, BOOTSTRAP_FOLDER, LEAVE_ONE_OUT_FOLDER, VERSION_FOLDER = "rules", "bootstrap", "leave-one-out", "version"
 RESULT, SCORES, ARGUMENTS = "result.json", "scores.npz", "arguments.json"
 EVALUATE = "evaluate"
 
@@ -72,7 +74,9 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One dataset, base and seed. `settings.base_model` is a base that has seen nothing after the past."""
+    """One dataset, base and seed. `settings.base_model` is a base that has seen nothing after the past.
+    `leave_one_out`: whether the retriever is tried in that protocol too.
+    """
 
     timeline: Timeline
     strategies: Sequence[Strategy]
@@ -81,11 +85,16 @@ class SeedRun:
     folder: Path
     rounds: int
     max_evaluated: int
+    leave_one_out: bool = False
 
     def run(self, watcher: Watcher) -> None:
         """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
         self._keep_arguments()
-        total, done = 1 + self.rounds * (1 + len(self.strategies)), 0
+        total, done = int(self.leave_one_out) + 1 + self.rounds * (1 + len(self.strategies)), 0
+        if self.leave_one_out:
+            watcher.step("leave one out", done, total)
+            _once(self.folder / LEAVE_ONE_OUT_FOLDER, partial(self._leave_one_out, watcher))
+            done += 1
         watcher.step("bootstrap", done, total)
         _once(self.folder / BOOTSTRAP_FOLDER, partial(self._bootstrap, watcher))
         for number in range(1, self.rounds + 1):
@@ -145,6 +154,9 @@ class SeedRun:
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps(wanted, indent=1) + "\n")
         aside.replace(path)
+
+    def _leave_one_out(self, watcher: Watcher, _out: Path) -> dict[str, Any]:
+        return leave_one_out(self.timeline, self.settings, partial(watcher.report, "retriever"))
 
     def _bootstrap(self, watcher: Watcher, out: Path) -> dict[str, Any]:
         past, version = self.timeline.past, out / VERSION_FOLDER

@@ -6,6 +6,7 @@ the window of round k = 1..3, and part k + 1 the future that round k is scored o
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -55,6 +56,13 @@ class Timeline:
     def past(self) -> EvolutionInputs:
         """What the bootstrap is made from; without a parent, all of it is the window."""
         return self.known_by(self.cuts[0])
+
+    @property
+    def before_windows(self) -> EvolutionInputs:
+        """The past without the moment at which the first window begins: whatever order a seed gives to events of one
+        moment, none of these is ever in a window.
+        """
+        return self._inputs(0, bisect_left(self.events, self.past_until, key=lambda event: event.timestamp))
 
     def known_by(self, end: int) -> EvolutionInputs:
         """Everything up to the event with this number, as one window."""

@@ -155,7 +155,7 @@ async def histories(rounds: int) -> None:
             for _ in progress.track(range(rounds), description="Scale: histories"):
                 for n in HISTORIES:
                     p50[n].append(await _p50(stack, [UserId(f"h{n}-{user}") for user in range(QUERIES)]))
-    save("scale-history", grown("interactions", "ms", HISTORIES, p50, "POST /recommend, p50, history of"))
+    save("scale-history", grown("interactions", "ms", HISTORIES, p50, "POST /recommend, p50, history"))
 
 
 async def _p50(stack: LoadStack, users: Sequence[UserId]) -> float:
@@ -198,7 +198,7 @@ def adapters(rounds: int) -> None:
         "scale-adapters",
         [
             *grown("adapters", "prompts/s", ADAPTERS, rates, "prefill of 250 tokens, mixed"),
-            *grown("adapters", "MiB", ADAPTERS, memory, "memory of the engine after ranking with"),
+            *grown("adapters", "MiB", ADAPTERS, memory, "memory of the engine"),
         ],
     )
 

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.files import read_interactions, read_items
@@ -51,6 +52,23 @@ def test_the_past_is_70_percent_and_windows_follow_it_without_gap_or_overlap(tim
         assert not seen & window.inputs.window_event_ids
         seen |= window.inputs.window_event_ids
         assert {event.event_id for event in _events(window.inputs)} == seen
+
+
+def test_what_a_base_may_see_is_in_no_seeds_window() -> None:
+    # Ten days' events have one timestamp, so that the cut falls among ties.
+    events = [replace(event, timestamp=event.timestamp // (10 * DAY) * 10 * DAY) for event in make_interactions()]
+    timelines = [make_timeline(make_items(61), _in_order(events, seed), SETTINGS, seed=seed) for seed in range(3)]
+    known = [{event.event_id for event in _events(timeline.before_windows)} for timeline in timelines]
+    assert known[0] == known[1] == known[2]
+    assert 0 < len(known[0]) < timelines[0].cuts[0]
+    for timeline in timelines:
+        assert not known[0] & timeline.window(1).inputs.window_event_ids
+
+
+def _in_order(events: list[Interaction], seed: int) -> list[Interaction]:
+    """Oldest first, ties as the seed has them."""
+    shuffled = [events[i] for i in np.random.default_rng(seed).permutation(len(events))]
+    return sorted(shuffled, key=lambda event: event.timestamp)
 
 
 @pytest.mark.parametrize("number", range(1, MAX_ROUNDS + 1))
