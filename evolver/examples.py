@@ -41,6 +41,10 @@ class Examples:
         allowed = self._split.trainable if trainable_only else frozenset(visible) - self._inputs.panel
         return sorted(allowed & self._split.active if targets is Targets.WINDOW else allowed)
 
+    def inactive_users(self, limit: int) -> list[UserId]:
+        """At most `limit` of the trainable users who did nothing in the window, drawn with the seed."""
+        return self._shuffled(self._split.trainable - self._split.active)[:limit]
+
     def in_window(self, event: Interaction) -> bool:
         """Whether an interaction is one of the window's."""
         return event.event_id in self._inputs.window_event_ids
@@ -93,9 +97,8 @@ class Examples:
 
     def inactive(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Prompt]:
         """What inactive users would be asked now: their histories and retrieved candidates."""
-        users = self._shuffled(self._split.trainable - self._split.active)[: self._settings.max_train_examples // 4]
         prompts = []
-        for user in users:
+        for user in self.inactive_users(self._settings.max_train_examples // 4):
             with working_on(user):
                 history = filtered(forgotten, user, self._split.visible[user])
                 candidates = self._served_candidates(index, user, history)

@@ -175,18 +175,24 @@ class Learner:
         )
 
     def _finetuned(self) -> Retriever:
-        """The parent's retriever, fitted to the window."""
-        sequences, windows = {}, {}
-        for user in self.examples.users(Targets.WINDOW):
+        """The parent's retriever, fitted to the window; with rehearsal also to all that some inactive users did."""
+        active = self.examples.users(Targets.WINDOW)
+        rehearsing = self.examples.inactive_users(len(active)) if self._recipe.rehearsal else []
+        sequences, targets = {}, {}
+        for user in (*active, *rehearsing):
             with working_on(user):
                 events = self._known.filter(user, self._split.visible[user])
                 sequences[user] = item_sequence(events)
-                windows[user] = frozenset(p for p, event in enumerate(events) if self.examples.in_window(event))
+                targets[user] = frozenset(
+                    place
+                    for place, event in enumerate(events)
+                    if user not in self._split.active or self.examples.in_window(event)
+                )
         return finetune_retriever(
             self._parent_retriever,
             self._inputs.items,
             sequences,
-            windows,
+            targets,
             epochs=self._settings.retriever_window_epochs,
             seed=self._inputs.seed,
             on_step=self._stages.report,

@@ -79,8 +79,9 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`forget`: outdated interactions leave the sequences. `consistency`: inactive users' predictions stay the
-    parent's.
+    """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
+    the parent's. `rehearsal`: the retriever is fine-tuned on inactive users' interactions too, of as many users as the
+    window has.
     """
 
     start: Start = Start.PARENT
@@ -88,9 +89,15 @@ class Recipe:
     layers: LayerRule = Asked(located)
     forget: bool = True
     consistency: bool = True
+    rehearsal: bool = True
 
 
 EVOREC = Recipe()
 BOOTSTRAP = Recipe(
-    start=Start.FRESH, targets=Targets.EVERYTHING, layers=Unasked(every_layer), forget=False, consistency=False
+    start=Start.FRESH,
+    targets=Targets.EVERYTHING,
+    layers=Unasked(every_layer),
+    forget=False,
+    consistency=False,
+    rehearsal=False,
 )

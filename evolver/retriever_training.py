@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from shared.item_words import ItemWords
 from shared.retriever import Retriever, RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
@@ -39,16 +40,16 @@ def finetune_retriever(
     parent: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    window_positions: Mapping[UserId, frozenset[int]],
+    targets: Mapping[UserId, frozenset[int]],
     *,
     epochs: int,
     seed: int,
     on_step: Callable[[float], None],
 ) -> Retriever:
-    """A copy of the parent fitted to the window: only the positions in `window_positions` are targets."""
+    """A copy of the parent, fitted to the positions in `targets` alone: the window's, and what is rehearsed."""
     torch.manual_seed(seed)
     model = parent.with_items([item.item_id for item in items])
-    _fit(model, items, sequences, window_positions, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
+    _fit(model, items, sequences, targets, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
     return model.eval()
 
 
@@ -69,13 +70,14 @@ def _fit(
         return
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    words = ItemWords.of(items, model.config.word_buckets)
     batches_per_epoch = -(-len(chunks) // BATCH_USERS)
     model.train()
     for epoch in range(epochs):
         order = torch.randperm(len(chunks), generator=generator).tolist()
         for number in range(batches_per_epoch):
             picked = [chunks[index] for index in order[number * BATCH_USERS : (number + 1) * BATCH_USERS]]
-            loss = _loss(model, items, picked, generator)
+            loss = _loss(model, words, picked, generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -98,9 +100,10 @@ def _chunks(
 
 
 def _loss(
-    model: Retriever, items: Sequence[Item], picked: Sequence[tuple[list[int], list[bool]]], generator: torch.Generator
+    model: Retriever, words: ItemWords, picked: Sequence[tuple[list[int], list[bool]]], generator: torch.Generator
 ) -> Tensor:
-    """Cross-entropy of each target among the (sampled) catalog, given the items before it."""
+    """Cross-entropy of each target among the (sampled) catalog, given the items before it; `words`: the catalog's."""
+    n_items = len(words.items)
     length = max(len(chunk) for chunk, _ in picked)
     ids = torch.zeros(len(picked), length, dtype=torch.long)  # [B, T]
     mask = torch.zeros(len(picked), length, dtype=torch.bool)
@@ -109,12 +112,13 @@ def _loss(
         mask[row, : len(chunk)] = torch.tensor(wanted)
     mask[:, 0] = False  # the first item has nothing before it
     shown = torch.unique(ids)
-    if len(items) > MAX_SOFTMAX_ITEMS:
-        sampled = torch.randint(0, len(items), (MAX_SOFTMAX_ITEMS,), generator=generator)
+    if n_items > MAX_SOFTMAX_ITEMS:
+        sampled = torch.randint(0, n_items, (MAX_SOFTMAX_ITEMS,), generator=generator)
         pool = torch.unique(torch.cat([shown, sampled]))
     else:
-        pool = torch.arange(len(items))
-    vectors = model.item_vectors([items[row] for row in pool.tolist()])  # [P, d]
+        pool = torch.arange(n_items)
+    of_pool = words.take(pool.numpy())
+    vectors = model.item_vectors(of_pool.items, of_pool)  # [P, d]
     states = model.encode(vectors[torch.searchsorted(pool, ids)][:, :-1])  # [B, T-1, d]
     logits = states[mask[:, 1:]] @ vectors.T  # [N, P]
     return nn.functional.cross_entropy(logits, torch.searchsorted(pool, ids[mask]))

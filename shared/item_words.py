@@ -44,10 +44,13 @@ class ItemWords:
         first = np.concatenate([known.starts, len(known.buckets) + new_lengths.cumsum() - new_lengths])
         lengths = np.concatenate([np.diff(known.starts, append=len(known.buckets)), new_lengths])
         found[found < 0] = len(known.items) + np.arange(len(new))
-        lengths = lengths[found]
-        starts = lengths.cumsum() - lengths
-        places = np.repeat(first[found] - starts, lengths) + np.arange(lengths.sum())
-        return cls(tuple(items), n_buckets, flat[places], starts)
+        return cls(tuple(items), n_buckets, *_gathered(flat, first, lengths, found))
+
+    def take(self, rows: NDArray[np.int64]) -> ItemWords:
+        """Those of some of the items, in the order of `rows`."""
+        lengths = np.diff(self.starts, append=len(self.buckets))
+        items = tuple(self.items[row] for row in rows)
+        return ItemWords(items, self.n_buckets, *_gathered(self.buckets, self.starts, lengths, rows))
 
     def _rows_of(self, items: Sequence[Item]) -> NDArray[np.int64]:
         """The row of each item that is here with the same text, else -1.  -> [I]"""
@@ -61,6 +64,16 @@ class ItemWords:
             if old.title == item.title and old.category == item.category and old.brand == item.brand:
                 found[place] = row
         return found
+
+
+def _gathered(
+    buckets: NDArray[np.int64], first: NDArray[np.int64], lengths: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Buckets and starts of some rows, each of which has `lengths` buckets from `first` on."""
+    lengths = lengths[rows]
+    starts = lengths.cumsum() - lengths
+    places = np.repeat(first[rows] - starts, lengths) + np.arange(lengths.sum())
+    return buckets[places], starts
 
 
 def _words(item: Item, n_buckets: int) -> tuple[int, ...]:

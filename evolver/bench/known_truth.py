@@ -68,7 +68,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         for place in range(max(0, min(n_old[user], len(sequences[user]) - KEPT_NEWEST)))
     }
     truth = considered & store.outdated
-    found = {}
+    found: dict[str, Figures] = {}
     for threshold in THRESHOLDS:
         gone = outdated(model, store.items, current, threshold=threshold)
         forgotten = {histories[user][place].event_id for user, places in gone.items() for place in places}
@@ -96,10 +96,10 @@ def section(results: Mapping[str, Any]) -> list[str]:
     return [
         "## Forget, where the truth is known",
         "",
-        f"On {len(stores)} generated stores (seeds {', '.join(map(str, results['seeds']))}; the first is the demo's). A part",
-        "of the users change their taste. Precision: the share of the forgotten that this made outdated. Recall: the",
-        "share of the outdated that was forgotten. `at random`: the precision of forgetting without a look. `forgotten`:",
-        "the share of all that may be. Command:",
+        f"On {len(stores)} generated stores (seeds {', '.join(map(str, results['seeds']))}; the first is the demo's).",
+        "A part of the users change their taste. Precision: the share of the forgotten that it made outdated. Recall:",
+        "the share of the outdated that was forgotten. `at random`: the precision of forgetting without a look.",
+        "`forgotten`: the share of all that may be. Command:",
         f"`{results['command']}`",
         "",
         *markdown(["threshold, nats", *names.values()], rows),

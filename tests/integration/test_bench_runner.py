@@ -158,6 +158,17 @@ def test_a_run_that_crashed_goes_on_where_it_was(base: Path, tmp_path: Path, lab
     assert len(broken.tasks) == 4
 
 
+def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _Lab, tmp_path: Path) -> None:
+    assert lab.collected()["leave_one_out"] is None
+    tried = _Lab(lab.base, tmp_path / "seed-0")
+    tried.run(leave_one_out=True, strategies=[], rounds=0)
+    found = collect(tried.folder, [], 0, seed=0)["leave_one_out"]
+    # Users of this store buy from one shelf of twelve things: ten guesses are right far more often than ten of sixty.
+    assert found["users"] == 80
+    assert 0.3 < found["hr@10"] <= 1
+    assert 0 < found["ndcg@10"] < found["hr@10"]
+
+
 def test_a_folder_of_other_arguments_is_refused_and_the_difference_is_said(lab: _Lab) -> None:
     other = _Lab(lab.base, lab.folder, lab.settings.model_copy(update={"max_train_examples": 7}))
     with pytest.raises(Conflict, match=r"\(max_train_examples was 1200, now 7\)"):

@@ -20,6 +20,7 @@ from evolver.bench.version_files import load_blend, load_version
 from evolver.inputs import EvolutionInputs, ParentVersion
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
+from evolver.retriever_training import finetune_retriever
 from evolver.splits import Split, split
 from evolver.stores import Store, make_store
 from evolver.tiny_model import make_model, save_base_model, train_tokenizer
@@ -41,10 +42,12 @@ LOCATING = [
     *(f"evorec-{name}" for name in ("random-layers", "mean-similarity", "most-similar", "top-layers")),
     "evorec-without-forget",
     "evorec-without-consistency",
+    "evorec-without-rehearsal",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
 CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
+REHEARSING = {"replay", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-rehearsal"}
 FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
 
 Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
@@ -52,10 +55,11 @@ Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
 
 @dataclass
 class Seen:
-    """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, and how
-    many inactive prompts it was given.
+    """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
+    inactive prompts it was given, and whose interactions its retriever was fine-tuned on.
     """
 
+    retrieved: frozenset[UserId] = frozenset()
     asked: Asked = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
     n_inactive: int = 0
@@ -125,6 +129,11 @@ def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         seen.start, seen.n_inactive = lora_state(model, range(N_LAYERS)), len(inactive)
         return update(model, layers, active, inactive, active, *rest, **more)
 
+    def fitting(parent: Any, items: Any, sequences: Any, targets: Any, **more: Any) -> Any:
+        seen.retrieved = frozenset(user for user, places in targets.items() if places)
+        return finetune_retriever(parent, items, sequences, targets, **more)
+
+    patch.setattr("evolver.learning.finetune_retriever", fitting)
     patch.setattr("evolver.examples.make_example", asking)
     patch.setattr("evolver.learning.update", training)
 
@@ -171,6 +180,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
             _watched(patch, found.seen.setdefault(name, Seen()))
             found.learned[name] = strategy.learn(_task(found, name))
     return found
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"frozen", "retrain"}))
+def test_retrievers_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
+    parts = _split(played.inputs, played.settings)
+    inactive = played.seen[name].retrieved - parts.active
+    assert inactive <= parts.trainable
+    assert bool(inactive) == (name in REHEARSING)
 
 
 def test_frozen_changes_nothing(played: Round) -> None:

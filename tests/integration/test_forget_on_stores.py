@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from evolver.bench.known_truth import FORMAT, on_store, section
 from evolver.forget import CurrentSequence, outdated
 from evolver.retriever_training import train_retriever
 from evolver.stores import make_store
+from shared.config import Settings
 from shared.retriever import Retriever, RetrieverConfig
 from shared.types import Interaction, Item, ItemId, UserId
 
@@ -57,3 +60,18 @@ def test_what_a_drift_made_outdated_is_found_on_a_generated_store() -> None:
     base_rate = len((old - forgotten) & store.outdated) / len(old - forgotten)
     assert len(forgotten) > 50
     assert precision > 1.3 * base_rate
+
+
+def test_precision_and_recall_are_those_of_the_sets_that_a_threshold_gives() -> None:
+    settings = Settings(_env_file=None, retriever_epochs=3, retriever_window_epochs=1)
+    found = on_store(make_store(31, n_users=60, n_items=100, n_categories=8), settings, seed=0)
+    rates = [one["base_rate"] for one in found.values()]
+    assert len(set(rates)) == 1
+    shares = [found[threshold]["forgotten_share"] for threshold in sorted(found, key=float)]
+    assert shares == sorted(shares)
+    assert shares[-1] > 0
+    for one in found.values():
+        # right = precision * forgotten = recall * true, both as shares of all that was considered
+        assert one["precision"] * one["forgotten_share"] == pytest.approx(one["recall"] * one["base_rate"])
+    results = {"format": FORMAT, "command": "c", "threshold": -0.5, "seeds": [0], "stores": [found]}
+    assert any(line.startswith("| -0.5 (used) |") for line in section(results))

@@ -10,7 +10,7 @@ import pytest
 from evolver.bench.cases import KINDS
 from evolver.bench.results import BLEND, differences, group_masks, metrics, version_ranks
 from evolver.bench.scores import LLM, RETRIEVER, case_scores
-from evolver.bench.tables import accuracy, cost, intervals, overview, sanity, spread
+from evolver.bench.tables import accuracy, cost, intervals, leave_one_out, overview, sanity, spread
 from shared.ranking import BlendWeights
 from tests.bench_support import bench_results
 
@@ -100,3 +100,14 @@ def test_cost_and_sanity_rows_by_hand() -> None:
 
 def test_a_deviation_needs_two_seeds() -> None:
     assert (spread([]), spread([1.0], 1), spread([1.0, 3.0], 1)) == ("–", "1.0", "2.0 ± 1.4")
+
+
+def test_published_figures_stand_beside_the_retriever_where_the_data_is_theirs() -> None:
+    seeds = [{**bench_results([*VALUES], seed=seed, value=_value), "leave_one_out": None} for seed in range(2)]
+    assert leave_one_out(seeds) == []
+    tried = {"users": 80, "hr@10": 0.0512, "ndcg@10": 0.0301}
+    lines = leave_one_out([{**one, "leave_one_out": tried} for one in seeds])
+    assert "| this retriever | 0.0512 ± 0.0000 | 0.0301 ± 0.0000 | 80 users, without items of the history |" in lines
+    assert not any("SASRec" in line for line in lines)
+    on_beauty = [{**one, "leave_one_out": tried, "data": {**one["data"], "name": "beauty2014"}} for one in seeds]
+    assert any(line.startswith("| SASRec | 0.0844 |") for line in leave_one_out(on_beauty))

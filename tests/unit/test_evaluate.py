@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import permutations
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,9 +22,14 @@ from evolver.evaluate import (
     rank_of,
     summarise,
 )
-from evolver.scoring import Scored, choose_blend, ranks
+from evolver.scoring import Scored, Version, choose_blend, ranks, score_cases
+from evolver.splits import Target
+from shared.config import Settings
+from shared.forgotten import ForgottenSet
+from shared.prompt import Prompt, PromptBuilder
 from shared.ranking import BlendWeights
-from shared.types import ItemId, UserId
+from shared.retriever import Retriever, RetrieverIndex
+from shared.types import Item, ItemId, UserId
 
 POOL = [ItemId(f"i{n}") for n in range(60)]
 UNIFORM = CandidatePool(POOL, np.ones(60))
@@ -100,3 +106,26 @@ def test_the_blend_trusts_the_expert_that_is_right() -> None:
 def test_a_target_that_was_not_retrieved_is_no_hit() -> None:
     found = ranks([_scored((-1.0, -1.0), (0.0, 0.0), target=-1)], BlendWeights())
     assert gain(found[UserId("u")], 10) == 0.0
+
+
+def test_the_llm_is_asked_only_where_its_answer_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Prompt] = []
+
+    def answering(_model: object, prompts: list[Prompt], *_: object, **__: object) -> list[list[float]]:
+        asked.extend(prompts)
+        return [[-1.0] * prompt.n_candidates for prompt in prompts]
+
+    monkeypatch.setattr("evolver.scoring.score_prompts", answering)
+    index = RetrieverIndex(Retriever([]), [Item(item, f"thing {item}") for item in POOL])
+    version = Version(cast("Any", "an LLM"), index, ForgottenSet())
+    cases = [
+        (Target(user, POOL[0], (), True), Case(user, POOL[0], tuple(candidates), True))
+        for user, candidates in ((UserId("found"), POOL[:3]), (UserId("not found"), POOL[1:3]))
+    ]
+    found, not_found = score_cases(version, cases, PromptBuilder.load(Settings(_env_file=None)), {})
+    assert [prompt.n_candidates for prompt in asked] == [3]
+    assert found.llm == (-1.0,) * 3
+    assert found.tokens == len(asked[0].token_ids)
+    assert np.isnan(not_found.llm).all()
+    assert len(not_found.llm) == 2
+    assert not_found.tokens == 0

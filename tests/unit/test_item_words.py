@@ -30,6 +30,16 @@ def test_words_over_a_changed_catalog_are_those_found_anew(before: list[Item], a
     assert np.array_equal(kept.starts, anew.starts)
 
 
+@given(CATALOGS, st.data())
+def test_words_of_some_items_are_those_found_for_them(items: list[Item], data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.sampled_from(range(len(items))), unique=True)) if items else []
+    taken = ItemWords.of(items, 64).take(np.array(rows, np.int64))
+    anew = ItemWords.of([items[row] for row in rows], 64)
+    assert taken.items == anew.items
+    assert np.array_equal(taken.buckets, anew.buckets)
+    assert np.array_equal(taken.starts, anew.starts)
+
+
 def test_an_unchanged_catalog_keeps_its_words() -> None:
     items = [Item(ItemId("a"), "green tea"), Item(ItemId("b"), "tent")]
     words = ItemWords.of(items, 64)

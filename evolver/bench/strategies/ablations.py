@@ -30,4 +30,9 @@ ABLATIONS = (
         "EvoRec, without the consistency term.",
         by_recipe(replace(EVOREC, consistency=False)),
     ),
+    Strategy(
+        "evorec-without-rehearsal",
+        "EvoRec, with a retriever that is fine-tuned on the window alone.",
+        by_recipe(replace(EVOREC, rehearsal=False)),
+    ),
 )

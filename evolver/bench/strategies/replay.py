@@ -11,6 +11,7 @@ from evolver.recipe import Targets
 
 REPLAY = Strategy(
     "replay",
-    "All layers of the previous LoRA train on the window and a seeded sample of the past, half and half.",
-    by_recipe(replace(WINDOW_ALONE, targets=Targets.WINDOW_AND_PAST)),
+    "All layers of the previous LoRA train on the window and a seeded sample of the past, half and half; so does the "
+    "retriever.",
+    by_recipe(replace(WINDOW_ALONE, targets=Targets.WINDOW_AND_PAST, rehearsal=True)),
 )
