@@ -120,6 +120,10 @@ class Batch:
     labels: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(*(tensor.to(device) for tensor in (self.ids, self.last, self.labels, self.target)))
+
 
 class Sampler:
     """Draws training prompts from corpora; a step's batch depends on seed and step alone, so that a resumed run is the
@@ -238,8 +242,10 @@ class RankingLoss(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Loss and its parts for a batch; the trunk runs in the processor's fast format, the losses in float32."""
-        rows = torch.arange(len(batch.ids))
-        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_dtype("auto") == "bfloat16"):
+        device = self.model.device
+        batch = batch.to(device)
+        rows = torch.arange(len(batch.ids), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=_fast_in_bfloat16(device)):
             out = self.trunk(input_ids=batch.ids, use_cache=False, output_hidden_states=True)
         answer = out.last_hidden_state[rows, batch.last].float()
         labels = self.model.lm_head.weight[batch.ids[rows[:, None], batch.labels]]  # [B, C, d]
@@ -256,6 +262,10 @@ class RankingLoss(nn.Module):
         }
         weights = self._config
         return loss + weights.auxiliary_weight * auxiliary + weights.distillation_weight * distillation, parts
+
+
+def _fast_in_bfloat16(device: torch.device) -> bool:
+    return device.type != "cpu" or cpu_dtype("auto") == "bfloat16"
 
 
 def make_optimizers(ranking: RankingLoss, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -276,11 +286,15 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
     return min(1.0, (step + 1) / config.warmup) * decay
 
 
-def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progress: Progress) -> None:
+def pretrain(
+    corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progress: Progress, *, device: str = "cpu"
+) -> None:
     """Train tokenizer and model on the corpora and write the base model to `out`.
 
     Checkpoints lie in `out/checkpoint`; a second call with the same configuration goes on from the last one.
     """
+    # Compiling is for CPUs, where it fuses what would run from memory; elsewhere so small a model does without.
+    config = replace(config, compile=config.compile and device == "cpu")
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer_of(corpora, checkpoint, config)
@@ -292,7 +306,7 @@ def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progr
     )
     if config.start_from:
         start_from_base(model, tokenizer, Path(config.start_from))
-    ranking = RankingLoss(model, config)
+    ranking = RankingLoss(model.to(device), config).to(device)
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     done = load_checkpoint(checkpoint, ranking, optimizers, config)
@@ -310,7 +324,7 @@ def pretrain(corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progr
                 if (step + 1) % config.checkpoint_every == 0:
                     save_checkpoint(checkpoint, ranking, optimizers, step + 1, config)
             step += 1
-    save_base_model(out, model, tokenizer)
+    save_base_model(out, model.cpu(), tokenizer)
     (out / "pretrain.json").write_text(json.dumps(asdict(replace(config, compile=False)), indent=1) + "\n")
 
 
@@ -342,7 +356,7 @@ def train_step(ranking: RankingLoss, optimizers: Iterable[torch.optim.Optimizer]
     loss, parts = ranking.forward(batch)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(ranking.parameters(), 1.0)
-    with nullcontext() if cpu_dtype("auto") == "bfloat16" else MuonInFloat32():
+    with nullcontext() if _fast_in_bfloat16(ranking.model.device) else MuonInFloat32():
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -368,7 +382,7 @@ def save_checkpoint(
                 tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
     temporary = folder / "state.safetensors.new"
     save_file(
-        {name: value.contiguous() for name, value in tensors.items()},
+        {name: value.cpu().contiguous() for name, value in tensors.items()},
         temporary,
         {"step": str(step), "config": _key(config)},
     )

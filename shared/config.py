@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     train_threads: PositiveInt | None = None
     train_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto",
-        description="Of evolutions. auto: a GPU that has room for them, else the CPU",
+        description="Of evolutions, pretraining and benchmarks. auto: a GPU that has room for them, else the CPU",
     )
     worker_metrics_port: int | None = Field(None, description="Prometheus' figures of the worker; unset: none")
     worker_metrics_host: str = "127.0.0.1"

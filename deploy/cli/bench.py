@@ -173,14 +173,15 @@ def _strategies(names: str | None) -> list[Strategy]:
 def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strategy], size: Size, out: Path) -> Path:
     """Run what is missing of a seed; returns the file of its results."""
     from evolver.bench.base import about_base, ensure_base
-    from evolver.bench.machine import bench_device, machine
+    from evolver.bench.machine import machine
     from evolver.bench.results import collect, write_results
     from evolver.bench.runner import SeedRun
     from evolver.bench.strategies import make_bootstrap
+    from evolver.device import device_of_run
 
     settings = source.settings
     changed = {"seed": seed, "max_train_examples": size.train_examples, **size.settings}
-    settings = settings.model_copy(update={**changed, "train_device": bench_device(settings.train_device)})
+    settings = settings.model_copy(update={**changed, "train_device": device_of_run(settings.train_device)})
     folder = out / f"seed-{seed}"
     with note_console().status("Reading the dataset"):
         timeline, about = source.timeline(seed)
@@ -189,7 +190,13 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
         if base is None and size.base_scale:
             watcher.step("base model", 0, 1)
             first, _ = source.first
-            made, config = ensure_base(first, settings.state_dir, scale=size.base_scale, on_step=watcher.base)
+            made, config = ensure_base(
+                first,
+                settings.state_dir,
+                scale=size.base_scale,
+                device=settings.train_device,
+                on_step=watcher.base,
+            )
             model = str(made)
         settings = settings.model_copy(update={"base_model": model})
         run = SeedRun(

@@ -35,7 +35,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Of initial weights, batches and the order of equal timestamps")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts")] = False,
 ) -> None:
-    """Train tokenizer and model from scratch, without a network or a GPU. Point EVOREC_BASE_MODEL at the result."""
+    """Train tokenizer and model from scratch, without a network. Point EVOREC_BASE_MODEL at the result."""
     if (items is None) != (interactions is None):
         raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
     from evolver.pretrain import PretrainConfig, scaled  # torch is slow to import
@@ -55,6 +55,7 @@ def pretrain(
 
 def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str, float]:
     """The smoothed parts of the loss at the end."""
+    from evolver.device import device_of_run
     from evolver.pretrain import pretrain as run
 
     smooth: dict[str, float] = {}
@@ -67,7 +68,7 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
             text = f"Training: step {step + 1}/{total}, loss {smooth['loss']:.3f}, HR@1 {smooth['hr@1']:.3f}"
             progress.update(task, completed=step + 1, description=text)
 
-        run(corpora, out, config, report)
+        run(corpora, out, config, report, device=device_of_run(Settings().train_device))
     return smooth
 
 

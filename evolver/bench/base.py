@@ -33,7 +33,7 @@ def recipe(scale: float) -> PretrainConfig:
 
 
 def ensure_base(
-    timeline: Timeline, state_dir: Path, *, scale: float, on_step: Callable[[float, str], None]
+    timeline: Timeline, state_dir: Path, *, scale: float, device: str, on_step: Callable[[float, str], None]
 ) -> tuple[Path, PretrainConfig]:
     """The base of what lies before all windows and this recipe, from the cache or made now.
 
@@ -54,7 +54,7 @@ def ensure_base(
             on_step((step + 1) / total, f"step {step + 1}/{total}, loss {parts['loss']:.2f}")
 
         events = [event for user, events in past.histories.items() if user not in past.panel for event in events]
-        pretrain([corpus_of(past.items, events)], folder, config, report)
+        pretrain([corpus_of(past.items, events)], folder, config, report, device=device)
     return folder, config
 
 

@@ -62,14 +62,18 @@ class LoadStack:
 
     async def publish(self, seed: int) -> AdapterName:
         """The next champion, with random weights."""
+        name = await self.make_version(seed, await Registry(self.redis, ArtifactStore(self.settings)).champion(DOMAIN))
+        await self.promote(name)
+        return name
+
+    async def make_version(self, seed: int, parent: AdapterName | None) -> AdapterName:
+        """A version with random weights in the artifact store; nobody is told of it. Takes both cores for a while."""
         artifacts = ArtifactStore(self.settings)
-        registry = Registry(self.redis, artifacts)
-        name = await registry.reserve_name(DOMAIN)
-        before = await registry.champion(DOMAIN)
+        name = await Registry(self.redis, artifacts).reserve_name(DOMAIN)
         manifest = factories.manifest(
             int(name.rpartition("-v")[2]),
             domain=DOMAIN,
-            parent=before,
+            parent=parent,
             base_model_hash=base_model_hash(self.settings.base_model),
             blend=BlendWeights(llm=1.0),
         )
@@ -82,9 +86,14 @@ class LoadStack:
                 staged.commit(manifest)
 
         await asyncio.to_thread(write)
-        await registry.publish(artifacts.manifest(DOMAIN, name), expected=before, fencing_token=0)
         self.adapters[name] = artifacts.fetch(DOMAIN, name)
         return name
+
+    async def promote(self, name: AdapterName) -> None:
+        """Publish a version that was made from the present champion."""
+        artifacts = ArtifactStore(self.settings)
+        manifest = artifacts.manifest(DOMAIN, name)
+        await Registry(self.redis, artifacts).publish(manifest, expected=manifest.parent, fencing_token=0)
 
     async def answered_by(self, name: AdapterName, timeout_s: float = 60.0) -> None:
         """Returns once the engine ranks with this version."""
