@@ -126,8 +126,9 @@ class Learner:
         )
 
     def blend(self, version: Version) -> BlendWeights:
-        """The weights that rank best on validation."""
-        cases = make_cases(self._split.validation, self.examples.popularity, seed=self._inputs.seed)
+        """The weights that rank best on validation, active and inactive users together."""
+        targets = (*self._split.validation, *self._split.quiet_validation)
+        cases = make_cases(targets, self.examples.popularity, seed=self._inputs.seed)
         scored = [
             score_cases(version, chosen, self.examples.builder, self.examples.popularity) for chosen in cases.values()
         ]

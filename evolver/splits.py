@@ -16,6 +16,7 @@ from shared.types import Interaction, ItemId, UserId
 
 DAY_S = 86_400.0
 VALIDATION_SHARE = 0.15
+QUIET_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +31,26 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`visible`: histories without the held-out targets. `trainable`: users outside panel and validation."""
+    """`visible`: histories without the held-out targets. `trainable`: users outside panel and validation.
+
+    `validation`: active users, who choose checkpoint and consistency weight, and the blend together with
+    `quiet_validation`: inactive ones. These are of the panel, because a parent was trained on all that others did, and
+    are not in `panel`, which is asked afterwards.
+    """
 
     visible: Mapping[UserId, tuple[Interaction, ...]]
     panel: tuple[Target, ...]
     validation: tuple[Target, ...]
+    quiet_validation: tuple[Target, ...]
     trainable: frozenset[UserId]
     active: frozenset[UserId]
 
 
 def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Split:
-    """Hold out the last interaction of panel users (for evaluation) and of some active others (for validation)."""
+    """Hold out the last interaction of panel users (for evaluation) and of some active others (for validation).
+
+    At most a quarter of the panel's inactive users, and `max_validation`, are for validation too.
+    """
     known = {item.item_id for item in inputs.items}
     histories = {user: tuple(e for e in events if e.item_id in known) for user, events in inputs.histories.items()}
     active = frozenset(inputs.active_users())
@@ -49,7 +59,10 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     others = [user for user in histories if user in active and user not in inputs.panel and len(histories[user]) > 1]
     n_validation = min(max_validation, int(VALIDATION_SHARE * len(others)))
     validation = [others[i] for i in rng.permutation(len(others))[:n_validation]]
-    evaluated = _balanced(panel, active, max_panel, rng)
+    inactive = [user for user in panel if user not in active]
+    n_quiet = min(max_validation, int(QUIET_SHARE * len(inactive)))
+    quiet = [inactive[i] for i in rng.permutation(len(inactive))[:n_quiet]]
+    evaluated = _balanced([user for user in panel if user not in set(quiet)], active, max_panel, rng)
 
     def target(user: UserId) -> Target:
         *before, last = histories[user]
@@ -60,6 +73,7 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
         visible={user: events[:-1] if user in held else events for user, events in histories.items()},
         panel=tuple(target(user) for user in evaluated),
         validation=tuple(target(user) for user in validation),
+        quiet_validation=tuple(target(user) for user in quiet),
         trainable=frozenset(histories) - inputs.panel - frozenset(validation),
         active=active,
     )

@@ -1,0 +1,67 @@
+"""Who is held out: nobody's answer is seen, and nobody who chooses is asked afterwards."""
+
+from __future__ import annotations
+
+from evolver.inputs import EvolutionInputs
+from evolver.splits import Split, split
+from shared.types import DomainId, Interaction, Item, ItemId, UserId
+from tests.factories import interaction
+
+ITEMS = tuple(Item(ItemId(f"i{number}"), f"title {number}") for number in range(9))
+N_USERS, N_PANEL, PAST = 60, 24, 4
+
+
+def _inputs() -> EvolutionInputs:
+    """Every second user has one more interaction, in the window; the first ones are the panel."""
+    histories: dict[UserId, tuple[Interaction, ...]] = {}
+    for number in range(N_USERS):
+        user = f"user-{number:02d}"
+        count = PAST + (number % 2 == 0)
+        histories[UserId(user)] = tuple(
+            interaction(user, f"i{n}", at=n, event_id=f"{number}-{n}") for n in range(count)
+        )
+    window = {event.event_id for events in histories.values() for event in events[PAST:]}
+    return EvolutionInputs(DomainId("shop"), ITEMS, histories, frozenset(window), frozenset([*histories][:N_PANEL]), 3)
+
+
+def _users(parts: Split, name: str) -> set[UserId]:
+    return {target.user_id for target in getattr(parts, name)}
+
+
+def test_inactive_validation_users_are_of_the_panel_and_not_asked_afterwards() -> None:
+    inputs = _inputs()
+    parts = split(inputs, max_panel=N_PANEL, max_validation=100)
+    quiet, asked = _users(parts, "quiet_validation"), _users(parts, "panel")
+    assert len(quiet) == N_PANEL // 2 // 4
+    assert quiet <= inputs.panel - parts.active
+    assert asked == inputs.panel - quiet
+    assert not any(target.active for target in parts.quiet_validation)
+
+
+def test_few_validation_users_are_few_of_both_groups() -> None:
+    parts = split(_inputs(), max_panel=N_PANEL, max_validation=2)
+    assert (len(parts.validation), len(parts.quiet_validation)) == (2, 2)
+
+
+def test_every_held_out_interaction_is_invisible_and_its_user_not_trained_on() -> None:
+    inputs = _inputs()
+    parts = split(inputs, max_panel=6, max_validation=4)
+    held = inputs.panel | _users(parts, "validation")
+    for user, events in inputs.histories.items():
+        assert parts.visible[user] == (events[:-1] if user in held else events)
+        assert (user in parts.trainable) is (user not in held)
+    for target in (*parts.panel, *parts.validation, *parts.quiet_validation):
+        assert (*target.before, inputs.histories[target.user_id][-1]) == inputs.histories[target.user_id]
+        assert target.item_id == inputs.histories[target.user_id][-1].item_id
+
+
+def test_everybody_active_as_at_the_bootstrap_leaves_all_of_the_panel_to_be_asked() -> None:
+    inputs = _inputs()
+    everything = frozenset(event.event_id for events in inputs.histories.values() for event in events)
+    parts = split(
+        EvolutionInputs(inputs.domain, inputs.items, inputs.histories, everything, inputs.panel, inputs.seed),
+        max_panel=N_PANEL,
+        max_validation=100,
+    )
+    assert parts.quiet_validation == ()
+    assert _users(parts, "panel") == inputs.panel
