@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 BYTES_PER_WEIGHT = 4  # float32
+REHEARSING = 0.5  # inactive users for each active one (ADR 0017)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ class Learner:
     def _finetuned(self) -> Retriever:
         """The parent's retriever, fitted to the window; with rehearsal also to all that some inactive users did."""
         active = self.examples.users(Targets.WINDOW)
-        rehearsing = self.examples.inactive_users(len(active)) if self._recipe.rehearsal else []
+        n_rehearsing = math.ceil(REHEARSING * len(active)) if self._recipe.rehearsal else 0
+        rehearsing = self.examples.inactive_users(n_rehearsing)
         sequences, targets = {}, {}
         for user in (*active, *rehearsing):
             with working_on(user):

@@ -80,8 +80,7 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `rehearsal`: the retriever is fine-tuned on inactive users' interactions too, of as many users as the
-    window has.
+    the parent's. `rehearsal`: the retriever is fine-tuned on some inactive users' interactions too.
     """
 
     start: Start = Start.PARENT
