@@ -1,6 +1,6 @@
 """How well Forget finds what a change of taste made outdated, where the truth is known: on generated stores.
 
-    python -m evolver.bench.known_truth --out docs/results/forget.json
+    python -m evolver.bench.known_truth --out docs/results/forget.json --page docs/forget.md
 
 As the evolver does it: the retriever is trained on the first period, fine-tuned on the second, and says what is
 outdated for users who came back. Precision is the share of the forgotten that a drift of taste made outdated, recall
@@ -27,7 +27,7 @@ from shared.config import Settings
 from shared.types import Interaction, UserId
 
 FORMAT = "forget-1"
-COMMAND = "python -m evolver.bench.known_truth --out docs/results/forget.json"
+COMMAND = "python -m evolver.bench.known_truth --out docs/results/forget.json --page docs/forget.md"
 # The first is the demo's store; the threshold was chosen on it and on 21 (ADR 0006), the others had no part in it.
 FIRST_SEED = 7
 N_STORES = 5
@@ -106,8 +106,15 @@ def section(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def page(results: Mapping[str, Any]) -> str:
+    """The section as a page of its own."""
+    title, *lines = section(results)
+    return "\n".join([title.removeprefix("#"), *lines]).rstrip() + "\n"
+
+
 def main(
     out: Annotated[Path, typer.Option(help="The JSON file to write")],
+    page_file: Annotated[Path | None, typer.Option("--page", help="A Markdown page to write")] = None,
     stores: Annotated[int, typer.Option(min=1, help="Generated stores, each of its own seed")] = N_STORES,
 ) -> None:
     """Measure on several stores, and write what was found."""
@@ -117,7 +124,9 @@ def main(
         found = [on_store(make_store(seed), settings, seed) for seed in progress.track(seeds, description="Stores")]
     results = {"format": FORMAT, "command": COMMAND, "threshold": THRESHOLD, "seeds": [*seeds], "stores": found}
     out.write_text(json.dumps(results, indent=1) + "\n")
-    typer.echo("\n".join(section(results)))
+    if page_file is not None:
+        page_file.write_text(page(results))
+    typer.echo(page(results))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.experiments.real_loop import page as loop_page
+from evolver.bench.known_truth import page as forget_page
 from tests.faults import page as reliability
 from tests.faults.results import RESULTS as RELIABILITY
 from tests.load.page import PAGE, rendered
@@ -21,6 +22,11 @@ FAULTS = sorted((ROOT / "tests" / "faults").glob("test_*.py"))
 def test_the_page_of_the_real_loop_is_that_of_its_result_file() -> None:
     results = json.loads((ROOT / "docs" / "results" / "beauty-loop.json").read_text())
     assert loop_page(results) == (ROOT / "docs" / "beauty.md").read_text()
+
+
+def test_the_page_of_forget_is_that_of_its_result_file() -> None:
+    results = json.loads((ROOT / "docs" / "results" / "forget.json").read_text())
+    assert forget_page(results) == (ROOT / "docs" / "forget.md").read_text()
 
 
 def test_the_tables_are_those_of_the_result_file() -> None:
