@@ -265,10 +265,12 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
-    renewed = {played.content(name, RETRIEVER_FILE) for name in STRATEGIES if name not in ("frozen", "retrain")}
+    """By those that rehearse, and by those that do not."""
+    others = STRATEGIES.keys() - REHEARSING - {"frozen", "retrain"}
+    rehearsed, renewed = ({played.content(name, RETRIEVER_FILE) for name in names} for names in (REHEARSING, others))
     bootstrap, retrained = (played.content(name, RETRIEVER_FILE) for name in ("bootstrap", "retrain"))
-    assert len(renewed) == 1
-    assert len(renewed | {bootstrap, retrained}) == 3
+    assert len(rehearsed) == len(renewed) == 1
+    assert len(rehearsed | renewed | {bootstrap, retrained}) == 4
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
