@@ -36,6 +36,11 @@ class CurrentSequence:
     items: tuple[ItemId, ...]
     n_old: int
 
+    @property
+    def n_considered(self) -> int:
+        """How many may be forgotten, the first ones: before the window, and not among the newest."""
+        return max(0, min(self.n_old, len(self.items) - KEPT_NEWEST))
+
 
 def contributions(model: Retriever, vectors: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
     """c(o) of each older interaction.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evolver.examples import Examples
-from evolver.forget import KEPT_NEWEST, CurrentSequence, outdated
+from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
@@ -213,7 +213,7 @@ class Learner:
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
         )
-        considered = sum(max(0, min(s.n_old, len(s.items) - KEPT_NEWEST)) for s in current.values())
+        considered = sum(sequence.n_considered for sequence in current.values())
         share = len(forgotten) / max(1, considered)
         return Forgetting(retriever, self._known.union(forgotten), len(forgotten), share)
 

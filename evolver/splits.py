@@ -58,11 +58,12 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     panel = [user for user in histories if user in inputs.panel and len(histories[user]) > 1]
     others = [user for user in histories if user in active and user not in inputs.panel and len(histories[user]) > 1]
     n_validation = min(max_validation, int(VALIDATION_SHARE * len(others)))
-    validation = [others[i] for i in rng.permutation(len(others))[:n_validation]]
+    validation = _drawn(others, n_validation, rng)
     inactive = [user for user in panel if user not in active]
     n_quiet = min(max_validation, int(QUIET_SHARE * len(inactive)))
-    quiet = [inactive[i] for i in rng.permutation(len(inactive))[:n_quiet]]
-    evaluated = _balanced([user for user in panel if user not in set(quiet)], active, max_panel, rng)
+    quiet = _drawn(inactive, n_quiet, rng)
+    choosing = frozenset(quiet)
+    evaluated = _balanced([user for user in panel if user not in choosing], active, max_panel, rng)
 
     def target(user: UserId) -> Target:
         *before, last = histories[user]
@@ -84,7 +85,11 @@ def _balanced(panel: Sequence[UserId], active: frozenset[UserId], limit: int, rn
     groups = [[user for user in panel if (user in active) is wanted] for wanted in (True, False)]
     room = [min(len(group), limit // 2) for group in groups]
     room = [min(len(group), limit - other) for group, other in zip(groups, reversed(room), strict=True)]
-    return [group[i] for group, size in zip(groups, room, strict=True) for i in rng.permutation(len(group))[:size]]
+    return [user for group, size in zip(groups, room, strict=True) for user in _drawn(group, size, rng)]
+
+
+def _drawn(users: Sequence[UserId], limit: int, rng: np.random.Generator) -> list[UserId]:
+    return [users[i] for i in rng.permutation(len(users))[:limit]]
 
 
 def item_sequence(events: Sequence[Interaction]) -> tuple[ItemId, ...]:

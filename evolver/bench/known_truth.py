@@ -19,7 +19,7 @@ import typer
 from rich.progress import Progress
 
 from evolver.bench.tables import markdown, spread
-from evolver.forget import KEPT_NEWEST, THRESHOLD, CurrentSequence, outdated
+from evolver.forget import THRESHOLD, CurrentSequence, outdated
 from evolver.retriever_training import finetune_retriever, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
@@ -63,9 +63,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
     )
     current = {user: CurrentSequence(sequences[user], n_old[user]) for user in back}
     considered = {
-        histories[user][place].event_id
-        for user in back
-        for place in range(max(0, min(n_old[user], len(sequences[user]) - KEPT_NEWEST)))
+        event.event_id for user, sequence in current.items() for event in histories[user][: sequence.n_considered]
     }
     truth = considered & store.outdated
     found: dict[str, Figures] = {}
