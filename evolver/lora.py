@@ -14,6 +14,7 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from evolver.attention import attend_blockwise
 from evolver.trunk import decoder_layers, has_parts
 from shared.base_model import base_model_folder
 from shared.config import Settings
@@ -71,6 +72,8 @@ def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int) -> PeftMod
     model.has_parts = has_parts(model)
     # Master weights stay float32; the trunk computes in what the engine computes in.
     model.compute_dtype = train_dtype(device, settings.dtype)
+    if device.type == "cpu" and model.compute_dtype == torch.bfloat16:
+        attend_blockwise(base)
     # The artifact must not name a folder of the machine that trained it.
     model.peft_config["default"].base_model_name_or_path = None
     return model

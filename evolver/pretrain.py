@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
+from evolver.attention import attend_blockwise
 from evolver.muon import MuonInFloat32
 from evolver.tiny_model import make_model, save_base_model, train_tokenizer
 from shared.errors import InvalidInput
@@ -293,8 +294,8 @@ def pretrain(
 
     Checkpoints lie in `out/checkpoint`; a second call with the same configuration goes on from the last one.
     """
-    # Compiling is for CPUs, where it fuses what would run from memory; elsewhere so small a model does without.
-    config = replace(config, compile=config.compile and device == "cpu")
+    # Compiling pays on CPUs that compute in float32, where it fuses what would run from memory.
+    config = replace(config, compile=config.compile and not _fast_in_bfloat16(torch.device(device)))
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer_of(corpora, checkpoint, config)
@@ -306,6 +307,8 @@ def pretrain(
     )
     if config.start_from:
         start_from_base(model, tokenizer, Path(config.start_from))
+    if device == "cpu" and _fast_in_bfloat16(model.device):
+        attend_blockwise(model)
     ranking = RankingLoss(model.to(device), config).to(device)
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]

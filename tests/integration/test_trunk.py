@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from evolver import attention
+from evolver.attention import blockwise_attention
 from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
 from evolver.lora import add_lora, lora_parameters, lora_state, merged, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
@@ -129,6 +132,36 @@ def test_scores_are_those_of_the_whole_pass(name: str) -> None:
             expected = _whole_logprobs(model, prompt)
         torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-4)
         assert np.argsort(scores).tolist() == expected.argsort().tolist()
+
+
+# Layers that attend to a window, or bend their logits, go on as they did.
+BLOCKWISE_LAYERS = {"qwen3": 4, "qwen3 that attends differently in each layer": 2, "qwen2": 4, "llama": 4, "gemma2": 0}
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_in_bfloat16_attention_in_blocks_says_what_attention_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts, calls = _model(name), _prompts(6), []
+    model.compute_dtype = torch.bfloat16
+
+    def counted(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        calls.append(scaling)
+        return blockwise_attention(query, key, value, scaling)
+
+    monkeypatch.setattr(attention, "blockwise_attention", counted)
+    with torch.no_grad():
+        before = [_whole_logprobs(model, prompt) for prompt in prompts]
+        attention.attend_blockwise(model.get_base_model())
+        after = [_whole_logprobs(model, prompt) for prompt in prompts]
+    assert len(calls) == BLOCKWISE_LAYERS[name] * len(prompts)
+    for ours, theirs in zip(after, before, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_a_saved_model_does_not_ask_for_our_attention(tmp_path: Path) -> None:
+    model = BASES["qwen3"]()
+    attention.attend_blockwise(model)
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text()
 
 
 def test_a_model_of_another_form_runs_as_a_whole() -> None:
