@@ -17,6 +17,7 @@ from shared.types import Item, ItemId, UserId
 # catalog.
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
+GROUP_USERS = 32  # of a batch, read at once
 
 
 def train_retriever(
@@ -102,23 +103,32 @@ def _chunks(
 def _loss(
     model: Retriever, words: ItemWords, picked: Sequence[tuple[list[int], list[bool]]], generator: torch.Generator
 ) -> Tensor:
-    """Cross-entropy of each target among the (sampled) catalog, given the items before it; `words`: the catalog's."""
+    """Cross-entropy of each target among the (sampled) catalog, given the items before it; `words`: the catalog's.
+
+    Most histories are short and some are long: they are read in groups of like length, which are padded less.
+    """
     n_items = len(words.items)
-    length = max(len(chunk) for chunk, _ in picked)
-    ids = torch.zeros(len(picked), length, dtype=torch.long)  # [B, T]
-    mask = torch.zeros(len(picked), length, dtype=torch.bool)
-    for row, (chunk, wanted) in enumerate(picked):
-        ids[row, : len(chunk)] = torch.tensor(chunk)
-        mask[row, : len(chunk)] = torch.tensor(wanted)
-    mask[:, 0] = False  # the first item has nothing before it
-    shown = torch.unique(ids)
+    pool = torch.arange(n_items)
     if n_items > MAX_SOFTMAX_ITEMS:
         sampled = torch.randint(0, n_items, (MAX_SOFTMAX_ITEMS,), generator=generator)
-        pool = torch.unique(torch.cat([shown, sampled]))
-    else:
-        pool = torch.arange(n_items)
+        pool = torch.unique(torch.cat([torch.tensor([row for chunk, _ in picked for row in chunk]), sampled]))
     of_pool = words.take(pool.numpy())
     vectors = model.item_vectors(of_pool.items, of_pool)  # [P, d]
-    states = model.encode(vectors[torch.searchsorted(pool, ids)][:, :-1])  # [B, T-1, d]
-    logits = states[mask[:, 1:]] @ vectors.T  # [N, P]
-    return nn.functional.cross_entropy(logits, torch.searchsorted(pool, ids[mask]))
+    states, targets = [], []
+    by_length = sorted(picked, key=lambda chunk: len(chunk[0]))
+    for start in range(0, len(by_length), GROUP_USERS):
+        ids, mask = _padded(by_length[start : start + GROUP_USERS])
+        places = torch.searchsorted(pool, ids)
+        states.append(model.encode(vectors[places[:, :-1]])[mask[:, 1:]])
+        targets.append(places[mask])
+    return nn.functional.cross_entropy(torch.cat(states) @ vectors.T, torch.cat(targets))
+
+
+def _padded(chunks: Sequence[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:
+    """Catalog rows, and which of them are targets (never a first one: nothing lies before it).  -> [B, T] each"""
+    ids = torch.zeros(len(chunks), max(len(chunk) for chunk, _ in chunks), dtype=torch.long)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, (chunk, wanted) in enumerate(chunks):
+        ids[row, : len(chunk)] = torch.tensor(chunk)
+        mask[row, 1 : len(chunk)] = torch.tensor(wanted[1:])
+    return ids, mask
