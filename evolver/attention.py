@@ -50,7 +50,8 @@ def attend_blockwise(model: PreTrainedModel) -> None:
         plain = attention_mask is None and value.dtype == torch.bfloat16 and query.shape[2] == key.shape[2]
         unusual = [name for name in _CHANGE_THE_RESULT if kwargs.get(name)]
         if not plain or unusual or not getattr(module, "is_causal", False):
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+            attended: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+            return attended
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         # Norms and rotations leave float32, which autocast casts for torch's own attention.
         query, key = query.to(value.dtype), key.to(value.dtype)

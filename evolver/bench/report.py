@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from evolver.bench import known_truth
+from evolver.bench.goals import goals
 from evolver.bench.plots import draw_plots
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
@@ -80,6 +81,8 @@ def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -
         lines += [f"## {name}", "", *about(seeds)]
         for plot, caption in draw_plots(seeds, out.parent, prefix=f"{out.stem}-{name}").items():
             lines += [f"![{caption}]({plot.name})", ""]
+        if reached := goals(seeds):
+            lines += ["### Goals", "", *reached]
         lines += everything(seeds)
     lines += [] if forget is None else known_truth.section(json.loads(forget.read_text()))
     out.write_text("\n".join(lines).rstrip() + "\n")

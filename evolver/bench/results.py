@@ -19,7 +19,7 @@ from evolver.evaluate import paired_interval
 from shared.ranking import BlendWeights
 
 FORMAT = 1
-FROZEN, EVOREC = "frozen", "evorec"
+FROZEN, RETRAIN, FINETUNE, EVOREC = "frozen", "retrain", "finetune", "evorec"
 BLEND = "blend"
 GROUPS = ("U_A", "U_I", "U")
 SETS = (*DRAWN_SETS, CATALOG_SET)

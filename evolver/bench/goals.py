@@ -1,0 +1,208 @@
+"""What EvoRec is meant to reach, and whether it does: tables of goals, made from the results of one dataset's seeds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT
+from evolver.bench.results import BLEND, EVOREC, FINETUNE, FROZEN, RETRAIN
+from evolver.bench.rules import RULES
+from evolver.bench.scores import LLM, RETRIEVER
+from evolver.bench.tables import Results, figure, markdown, n_rounds, over_seeds, strategies_of
+
+FIGURE = "ndcg@3"
+COST_WHERE_LEVEL = 0.5  # of the seconds of the strategy that it is level with
+MOST_FORGOTTEN = -0.03  # of U_I's memory, lower end of the interval against `frozen`
+GAIN_KEPT = 0.90  # of what `finetune` gains on U_I's next interactions
+MOST_TRAINED = 0.30  # of LoRA's parameters
+COST_PER_EXAMPLE = 0.60  # of `finetune`'s, where nothing below the upper two thirds trains
+COST_OF_ROUND = 0.10  # of `retrain`'s
+
+Cell = Callable[[int], str | None]
+"""What is said of a round; None where the goal does not apply."""
+
+
+def goals(seeds: Sequence[Results]) -> list[str]:
+    """A row for each goal that these strategies can be held to, a column for each round."""
+    names = strategies_of(seeds)
+    if EVOREC not in names:
+        return []
+    rows: list[tuple[str, Cell]] = []
+    others = [name for name in names if name != EVOREC and not name.startswith(f"{EVOREC}-")]
+    for kind, candidates in itertools.product(KINDS, DRAWN_SETS):
+        where = f"`{kind}`, {candidates}"
+        if others:
+            rows.append((f"U leads, {where}", _leads(seeds, others, kind, candidates)))
+        if FINETUNE in names:
+            rows.append((f"U_A level with `{FINETUNE}`, {where}", _level(seeds, kind, candidates)))
+        if FROZEN in names and kind == MEMORY:
+            rows.append((f"U_I forgets at most {-MOST_FORGOTTEN:.0%}, {where}", _remembers(seeds, names, candidates)))
+        if {FROZEN, FINETUNE} <= {*names} and kind == NEXT:
+            rows.append((f"U_I keeps {GAIN_KEPT:.0%} of `{FINETUNE}`'s gain, {where}", _keeps(seeds, candidates)))
+        rows.append((f"the blend beats each rule and part, {where}", _blend_wins(seeds, kind, candidates)))
+    rows.append((f"at most {MOST_TRAINED:.0%} of LoRA trains", _trains(seeds)))
+    if FINETUNE in names:
+        rows.append((f"seconds per example at most {COST_PER_EXAMPLE:.0%} of `{FINETUNE}`'s", _per_example(seeds)))
+    if RETRAIN in names:
+        rows.append((f"seconds at most {COST_OF_ROUND:.0%} of `{RETRAIN}`'s", _of_retraining(seeds)))
+    numbers = range(1, n_rounds(seeds) + 1)
+    table = markdown(
+        ["goal", *(f"round {number}" for number in numbers)],
+        [[what, *(cell(number) or "does not apply" for number in numbers)] for what, cell in rows],
+        align="---",
+    )
+    return [
+        "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
+        "ablations); being level with it counts where it takes at most half of its seconds. Seconds per example count",
+        "where the lowest located layer is in the upper two thirds.",
+        "",
+        *table,
+    ]
+
+
+def said(text: str, met: bool) -> str:
+    """
+    >>> said("0.2 of 0.1", met=False)
+    '0.2 of 0.1: **missed**'
+    """
+    return f"{text}: {'met' if met else '**missed**'}"
+
+
+def _mean(seeds: Sequence[Results], read: Callable[[Results], float | None]) -> float:
+    return float(np.mean(over_seeds(seeds, read)))
+
+
+def _of(seeds: Sequence[Results], number: int, name: str, kind: str, candidates: str, group: str) -> float:
+    return _mean(seeds, figure(number, name, kind, candidates, BLEND, group, FIGURE))
+
+
+def _difference(
+    seeds: Sequence[Results], number: int, reference: str, name: str, kind: str, candidates: str, group: str
+) -> tuple[float, float, float]:
+    """name - reference: mean, low, high, each its mean over seeds."""
+    found = [
+        one["rounds"][number - 1]["differences"][reference][name][kind][candidates][group] for one in seeds
+    ]  # of each seed
+    mean, low, high = (float(np.mean([each[end] for each in found])) for end in ("mean", "low", "high"))
+    return mean, low, high
+
+
+def _ahead(
+    seeds: Sequence[Results], number: int, other: str, kind: str, candidates: str, group: str
+) -> tuple[float, float, float]:
+    """evorec - other: mean, low, high."""
+    mean, low, high = _difference(seeds, number, EVOREC, other, kind, candidates, group)
+    return -mean, -high, -low
+
+
+def _seconds(seeds: Sequence[Results], number: int, name: str) -> float:
+    """Of learning, in one round."""
+    return _mean(seeds, lambda one: sum(_cost(one, number, name)["seconds"].values()))
+
+
+def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = one["rounds"][number - 1]["strategies"][name]["cost"]
+    return found
+
+
+def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Cell:
+    def cell(number: int) -> str:
+        best = max(others, key=lambda name: _of(seeds, number, name, kind, candidates, "U"))
+        mean, low, high = _ahead(seeds, number, best, kind, candidates, "U")
+        seconds = _seconds(seeds, number, best)
+        share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
+        met = mean >= 0 or (high >= 0 and share <= COST_WHERE_LEVEL)
+        cost = f", {share:.2f} of its seconds" if seconds else ""
+        return said(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] to `{best}`{cost}", met)
+
+    return cell
+
+
+def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
+    def cell(number: int) -> str:
+        mean, low, high = _ahead(seeds, number, FINETUNE, kind, candidates, "U_A")
+        return said(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", high >= 0)
+
+    return cell
+
+
+def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Cell:
+    def lowest(number: int, name: str) -> float:
+        low = _difference(seeds, number, FROZEN, name, MEMORY, candidates, "U_I")[1]
+        return low / _of(seeds, number, FROZEN, MEMORY, candidates, "U_I")
+
+    def cell(number: int) -> str:
+        found = lowest(number, EVOREC)
+        beside = f" (`{FINETUNE}` {lowest(number, FINETUNE):+.1%})" if FINETUNE in names else ""
+        return said(f"{found:+.1%} at the lower end{beside}", found > MOST_FORGOTTEN)
+
+    return cell
+
+
+def _keeps(seeds: Sequence[Results], candidates: str) -> Cell:
+    def cell(number: int) -> str:
+        ours, theirs = (
+            _difference(seeds, number, FROZEN, name, NEXT, candidates, "U_I")[0] for name in (EVOREC, FINETUNE)
+        )
+        if theirs <= 0:
+            return said(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)
+        return said(f"{ours / theirs:.0%}", ours / theirs >= GAIN_KEPT)
+
+    return cell
+
+
+def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
+    def cell(number: int) -> str:
+        alone = {rule: _mean(seeds, _rule(number, rule, kind, candidates)) for rule in RULES} | {
+            part: _mean(seeds, figure(number, EVOREC, kind, candidates, part, "U", FIGURE)) for part in (RETRIEVER, LLM)
+        }
+        best = max(alone, key=lambda name: alone[name])
+        blend = _of(seeds, number, EVOREC, kind, candidates, "U")
+        return said(f"{blend:.3f}, {best} {alone[best]:.3f}", blend > alone[best])
+
+    return cell
+
+
+def _rule(number: int, rule: str, kind: str, candidates: str) -> Callable[[Results], float | None]:
+    return lambda one: one["rounds"][number - 1]["rules"][kind][candidates][rule]["U"].get(FIGURE)
+
+
+def _trains(seeds: Sequence[Results]) -> Cell:
+    def cell(number: int) -> str:
+        costs = [_cost(one, number, EVOREC) for one in seeds]
+        most = max(cost["trainable_parameters"] / max(1, cost["lora_parameters"]) for cost in costs)
+        return said(f"{most:.0%}", most <= MOST_TRAINED + 1e-9)
+
+    return cell
+
+
+def _per_example(seeds: Sequence[Results]) -> Cell:
+    def cell(number: int) -> str | None:
+        located = [one for one in seeds if _in_upper_two_thirds(one, number)]
+        if not located:
+            return None
+
+        def seconds(name: str) -> float:
+            return _seconds(located, number, name) / _mean(located, lambda one: _cost(one, number, name)["examples"])
+
+        share = seconds(EVOREC) / seconds(FINETUNE)
+        return said(f"{share:.0%}", share <= COST_PER_EXAMPLE)
+
+    return cell
+
+
+def _in_upper_two_thirds(one: Results, number: int) -> bool:
+    layers: Sequence[int] = one["rounds"][number - 1]["strategies"][EVOREC]["location"]["layers"]
+    return bool(min(layers) >= one["base"]["layers"] / 3)
+
+
+def _of_retraining(seeds: Sequence[Results]) -> Cell:
+    def cell(number: int) -> str:
+        share = _seconds(seeds, number, EVOREC) / _seconds(seeds, number, RETRAIN)
+        return said(f"{share:.0%}", share <= COST_OF_ROUND)
+
+    return cell

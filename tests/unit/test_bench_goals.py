@@ -1,0 +1,87 @@
+"""Whether goals are met is read from the results as a reader would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evolver.bench.goals import goals
+from tests.bench_support import bench_results
+
+NAMES = ["frozen", "retrain", "finetune", "evorec", "evorec-all-layers"]
+
+
+def results(values: dict[str, float], **changes: Any) -> dict[str, Any]:
+    found = bench_results(list(values), value=lambda name, _, __: values[name])
+    for a_round in found["rounds"]:
+        for name, change in changes.items():
+            a_round["strategies"][name.replace("_", "-")].update(change)
+    return found
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    """The first round's cell of each goal."""
+    rows = [line.strip("|").split("|") for line in goals([found]) if line.startswith("| ")][2:]
+    return {cells[0].strip(): cells[1].strip() for cells in rows}
+
+
+LEADS = "U leads, `memory`, uniform"
+LEVEL = "U_A level with `finetune`, `next`, weighted"
+REMEMBERS = "U_I forgets at most 3%, `memory`, uniform"
+KEEPS = "U_I keeps 90% of `finetune`'s gain, `next`, uniform"
+BLEND = "the blend beats each rule and part, `memory`, weighted"
+
+
+def test_a_winner_meets_what_accuracy_asks_for() -> None:
+    said = verdicts(results({"frozen": 0.3, "retrain": 0.3, "finetune": 0.4, "evorec": 0.5, "evorec-all-layers": 0.6}))
+    assert said[LEADS] == "+0.100 [+0.090, +0.120] to `finetune`, 1.93 of its seconds: met"  # ablations do not compete
+    assert said[LEVEL] == "+0.100 [+0.090, +0.120]: met"
+    assert said[REMEMBERS] == "+60.0% at the lower end (`finetune` +26.7%): met"
+    assert said[KEEPS] == "200%: met"
+    assert said[BLEND] == "0.500, retriever 0.250: met"
+
+
+def test_a_loser_misses_it() -> None:
+    said = verdicts(results({"frozen": 0.3, "retrain": 0.35, "finetune": 0.34, "evorec": 0.29}))
+    assert said[LEADS] == "-0.060 [-0.070, -0.040] to `retrain`, 3.87 of its seconds: **missed**"
+    assert said[LEVEL].endswith("**missed**")
+    assert said[REMEMBERS] == "-10.0% at the lower end (`finetune` +6.7%): **missed**"
+    assert said[KEEPS] == "-25%: **missed**"
+
+
+def test_being_level_counts_at_half_of_the_seconds() -> None:
+    values = {"frozen": 0.3, "finetune": 0.405, "evorec": 0.4}
+    cheap, dear = ({"seconds": {"update": seconds}, **_COST} for seconds in (10.0, 15.0))
+    assert verdicts(results(values, evorec={"cost": cheap}))[LEADS].endswith("0.43 of its seconds: met")
+    assert verdicts(results(values, evorec={"cost": dear}))[LEADS].endswith("0.65 of its seconds: **missed**")
+
+
+def test_costs_are_held_against_finetune_and_retrain() -> None:
+    said = verdicts(results(dict.fromkeys(NAMES, 0.3)))
+    per_example = "seconds per example at most 60% of `finetune`'s"
+    assert said["at most 30% of LoRA trains"] == "30%: met"
+    # Seconds over examples: (9 + 80) / 300 against (6 + 40) / 200.
+    assert said[per_example] == "129%: **missed**"
+    assert said["seconds at most 10% of `retrain`'s"] == "387%: **missed**"
+    low = {"layers": [0, 8, 9], "votes": [0] * 10, "similarity": [0.9] * 10}
+    said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec={"location": low}))
+    assert said[per_example] == "does not apply"
+
+
+@pytest.mark.parametrize("names", [["frozen", "finetune"], ["frozen", "evorec"], ["evorec"]], ids=str)
+def test_goals_without_the_strategy_that_they_are_held_against_are_left_out(names: list[str]) -> None:
+    said = verdicts(results(dict.fromkeys(names, 0.3))) if "evorec" in names else {}
+    assert ("at most 30% of LoRA trains" in said) == ("evorec" in names)
+    assert not any("finetune" in goal for goal in said)
+    assert (LEADS in said) == (REMEMBERS in said) == (len(names) > 1 and "evorec" in names)
+
+
+_COST = {
+    "examples": 100,
+    "tokens_forward": 0,
+    "tokens_backward": 0,
+    "trainable_parameters": 30,
+    "lora_parameters": 100,
+    "peak_memory_mib": 1.0,
+}
