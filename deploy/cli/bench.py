@@ -32,7 +32,7 @@ BASE_SEED = 0  # its order of events of one moment is the base's, for all seeds
 class Size:
     """How much is done: of examples and users per strategy and round, rounds, and steps of the base (0: the shipped one
     as it is; it was made from generated stores, so it has seen nothing of anybody's data). `settings` as well;
-    `leave_one_out`: whether the retriever is also tried in that protocol.
+    `leave_one_out`: whether the retriever is also tried in that protocol, with the first seed of all.
     """
 
     train_examples: int
@@ -70,6 +70,7 @@ def bench(
         str | None, typer.Option(help="Comma separated; default: all (--quick: the main ones)")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
+    first_seed: Annotated[int, typer.Option(min=0, help="Where to begin: several machines can share the seeds")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Minutes instead of hours: one round, less of everything")
     ] = False,
@@ -92,7 +93,7 @@ def bench(
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
     source = _Source(items, interactions, name or interactions.absolute().parent.name, Settings())
     write_report = _report_writer()
-    files = [_seed(source, seed, base, chosen, size, out) for seed in range(seeds)]
+    files = [_seed(source, seed, base, chosen, size, out) for seed in range(first_seed, first_seed + seeds)]
     report = write_report(files, out / "report.md")
     if as_json:
         print_json({"results": [str(path) for path in files], "report": str(report)})
@@ -207,7 +208,7 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
             folder,
             size.rounds,
             size.evaluated,
-            leave_one_out=size.leave_one_out,
+            leave_one_out=size.leave_one_out and seed == BASE_SEED,
         )
         run.run(watcher)
         watcher.step("intervals", 1, 1)

@@ -83,6 +83,12 @@ def test_a_strategy_may_join_later(tmp_path: Path, learned: list[str]) -> None:
     assert learned == ["frozen", "evorec-all-layers"]
 
 
+def test_machines_can_share_the_seeds(tmp_path: Path) -> None:
+    outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", "--first-seed", "1", "--seeds", "2", "--json")
+    files = [Path(path) for path in json.loads(outcome.stdout)["results"]]
+    assert [json.loads(path.read_text())["seed"] for path in files] == [1, 2]
+
+
 def test_wrong_names_and_unusable_files_are_refused_before_anything_is_learned(
     tmp_path: Path, learned: list[str]
 ) -> None:
