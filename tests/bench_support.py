@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from evolver.bench.cases import KINDS
-from evolver.bench.results import FORMAT, GROUPS, SETS
+from evolver.bench.paired import GROUPS
+from evolver.bench.results import FORMAT, SETS
 from evolver.bench.rules import RULES
 from evolver.bench.strategy import Cost, Learned
 from evolver.inputs import EvolutionInputs
@@ -26,6 +27,7 @@ from tests.factories import T0, interaction
 DAY = 86_400.0
 N_ITEMS = 60
 N_SHELVES = 5
+ASKED = 200  # users of each group in results that are made up
 SETTINGS = Settings(_env_file=None, max_validation_users=6)
 
 
@@ -98,15 +100,17 @@ def bench_results(
             "metrics": {kind: dict.fromkeys(SETS, rankers) for kind in KINDS},
         }
 
-    def differences(reference: str, number: int) -> dict[str, Any]:
-        def of(name: str, group: str) -> dict[str, float]:
-            mean = value(name, number, group) - value(reference, number, group)
-            return {"mean": mean, "low": mean - 0.02, "high": mean + 0.01}
-
-        return {
-            name: {kind: {key: {group: of(name, group) for group in GROUPS} for key in SETS} for kind in KINDS}
+    def asked(number: int) -> dict[str, Any]:
+        """As many users of each group have their target on rank 1 as the figure says, always the first ones."""
+        users = np.arange(2 * ASKED)
+        ranks = {
+            name: np.concatenate([np.arange(ASKED) < round(value(name, number, group) * ASKED) for group in GROUPS[:2]])
             for name in strategies
-            if name != reference
+        }
+        return {
+            "users": " ".join(map(str, users)),
+            "active": " ".join("1" if user < ASKED else "0" for user in users),
+            "ranks": {name: " ".join(map(str, hits.astype(int))) for name, hits in ranks.items()},
         }
 
     rules = {rule: {group: dict.fromkeys(("hr@1", "hr@3", "ndcg@3"), 0.111) for group in GROUPS} for rule in RULES}
@@ -141,7 +145,7 @@ def bench_results(
                 "round": number,
                 "rules": {kind: dict.fromkeys(SETS, rules) for kind in KINDS},
                 "strategies": {name: version(name, number) for name in strategies},
-                "differences": {one: differences(one, number) for one in ("frozen", "evorec") if one in strategies},
+                "asked": {f"{kind}/{key}": asked(number) for kind in KINDS for key in SETS},
             }
             for number in range(1, n_rounds + 1)
         ],

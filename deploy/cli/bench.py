@@ -221,7 +221,7 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
         "base": about_base(model, config),
         "arguments": run.arguments(),
         "strategies": {strategy.name: strategy.what for strategy in strategies},
-        **collect(folder, [strategy.name for strategy in strategies], size.rounds, seed=seed),
+        **collect(folder, [strategy.name for strategy in strategies], size.rounds),
     }
     write_results(path, results)
     return path

@@ -12,7 +12,7 @@ from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT
 from evolver.bench.results import BLEND, EVOREC, FINETUNE, FROZEN, RETRAIN
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
-from evolver.bench.tables import Results, figure, markdown, n_rounds, over_seeds, strategies_of
+from evolver.bench.tables import Results, between, figure, interval, markdown, n_rounds, over_seeds, strategies_of
 
 FIGURE = "ndcg@3"
 COST_WHERE_LEVEL = 0.5  # of the seconds of the strategy that it is level with
@@ -80,25 +80,6 @@ def _of(seeds: Sequence[Results], number: int, name: str, kind: str, candidates:
     return _mean(seeds, figure(number, name, kind, candidates, BLEND, group, FIGURE))
 
 
-def _difference(
-    seeds: Sequence[Results], number: int, reference: str, name: str, kind: str, candidates: str, group: str
-) -> tuple[float, float, float]:
-    """name - reference: mean, low, high, each its mean over seeds."""
-    found = [
-        one["rounds"][number - 1]["differences"][reference][name][kind][candidates][group] for one in seeds
-    ]  # of each seed
-    mean, low, high = (float(np.mean([each[end] for each in found])) for end in ("mean", "low", "high"))
-    return mean, low, high
-
-
-def _ahead(
-    seeds: Sequence[Results], number: int, other: str, kind: str, candidates: str, group: str
-) -> tuple[float, float, float]:
-    """evorec - other: mean, low, high."""
-    mean, low, high = _difference(seeds, number, EVOREC, other, kind, candidates, group)
-    return -mean, -high, -low
-
-
 def _seconds(seeds: Sequence[Results], number: int, name: str) -> float:
     """Of learning, in one round."""
     return _mean(seeds, lambda one: sum(_cost(one, number, name)["seconds"].values()))
@@ -112,27 +93,27 @@ def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:
 def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Cell:
     def cell(number: int) -> str:
         best = max(others, key=lambda name: _of(seeds, number, name, kind, candidates, "U"))
-        mean, low, high = _ahead(seeds, number, best, kind, candidates, "U")
+        found = between(seeds, number, EVOREC, best, kind, candidates, "U")
         seconds = _seconds(seeds, number, best)
         share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
-        met = mean >= 0 or (high >= 0 and share <= COST_WHERE_LEVEL)
+        met = found.mean >= 0 or (found.high >= 0 and share <= COST_WHERE_LEVEL)
         cost = f", {share:.2f} of its seconds" if seconds else ""
-        return said(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}] to `{best}`{cost}", met)
+        return said(f"{interval(found)} to `{best}`{cost}", met)
 
     return cell
 
 
 def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
     def cell(number: int) -> str:
-        mean, low, high = _ahead(seeds, number, FINETUNE, kind, candidates, "U_A")
-        return said(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", high >= 0)
+        found = between(seeds, number, EVOREC, FINETUNE, kind, candidates, "U_A")
+        return said(interval(found), found.high >= 0)
 
     return cell
 
 
 def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Cell:
     def lowest(number: int, name: str) -> float:
-        low = _difference(seeds, number, FROZEN, name, MEMORY, candidates, "U_I")[1]
+        low = between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low
         return low / _of(seeds, number, FROZEN, MEMORY, candidates, "U_I")
 
     def cell(number: int) -> str:
@@ -146,7 +127,7 @@ def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) 
 def _keeps(seeds: Sequence[Results], candidates: str) -> Cell:
     def cell(number: int) -> str:
         ours, theirs = (
-            _difference(seeds, number, FROZEN, name, NEXT, candidates, "U_I")[0] for name in (EVOREC, FINETUNE)
+            between(seeds, number, name, FROZEN, NEXT, candidates, "U_I").mean for name in (EVOREC, FINETUNE)
         )
         if theirs <= 0:
             return said(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)

@@ -33,8 +33,8 @@ READING = [
     "score ties count against the target. `catalog` is the whole pipeline: the retriever's best over all known items,",
     "ranked.",
     "",
-    "Brackets are paired 95 % bootstrap intervals over users (with several seeds: the means over seeds of the",
-    "differences and of the intervals' ends); bold ones leave zero out. ± is the standard deviation over seeds.",
+    "Brackets are paired 95 % bootstrap intervals over users, each with all that the seeds asked of them; bold ones",
+    "leave zero out. ± is the standard deviation over seeds.",
 ]
 
 

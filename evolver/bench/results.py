@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
+from evolver.bench.paired import asked, group_masks
 from evolver.bench.rules import RULES
 from evolver.bench.runner import BOOTSTRAP_FOLDER, LEAVE_ONE_OUT_FOLDER, RESULT, RULES_FOLDER, SCORES
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
-from evolver.evaluate import paired_interval
 from shared.ranking import BlendWeights
 
-FORMAT = 1
+FORMAT = 2
 FROZEN, RETRAIN, FINETUNE, EVOREC = "frozen", "retrain", "finetune", "evorec"
 BLEND = "blend"
-GROUPS = ("U_A", "U_I", "U")
 SETS = (*DRAWN_SETS, CATALOG_SET)
 CUTOFFS = {**dict.fromkeys(DRAWN_SETS, (1, 3)), CATALOG_SET: (10,)}
 """Cut-offs of HR per candidate set; NDCG is cut at the last."""
 
 Ranks = Mapping[str, Mapping[str, NDArray[np.int64]]]
 """Table (`memory/uniform`) -> ranker -> rank per user."""
-Interval = Callable[[Sequence[float], Sequence[float]], tuple[float, float]]
 
 
-def collect(folder: Path, strategies: Sequence[str], rounds: int, *, seed: int) -> dict[str, Any]:
-    """Everything that was found in a seed's folder: figures, intervals, costs and votes of each round."""
+def collect(folder: Path, strategies: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Everything that was found in a seed's folder: figures, ranks, costs and votes of each round."""
     bootstrap = json.loads((folder / BOOTSTRAP_FOLDER / RESULT).read_text())
     one_out = folder / LEAVE_ONE_OUT_FOLDER / RESULT
     return {
         "bootstrap": bootstrap,
         "leave_one_out": json.loads(one_out.read_text()) if one_out.is_file() else None,
-        "rounds": [_round(folder, strategies, number, seed) for number in range(1, rounds + 1)],
+        "rounds": [_round(folder, strategies, number) for number in range(1, rounds + 1)],
     }
 
 
-def _round(folder: Path, strategies: Sequence[str], number: int, seed: int) -> dict[str, Any]:
+def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, Any]:
     rules_folder = folder / RULES_FOLDER / f"round-{number}"
     rules = load_scores(rules_folder / SCORES)
     found, ranks, tables = {}, {}, {}
@@ -53,20 +50,14 @@ def _round(folder: Path, strategies: Sequence[str], number: int, seed: int) -> d
         ranks[name] = version_ranks(tables, BlendWeights(**about["blend"]))
         found[name] = {**about, "metrics": metrics(tables, ranks[name])}
     rule_ranks = {table: {rule: scores.rank_by(rule) for rule in RULES} for table, scores in rules.items()}
-    active = {name: table.active for name, table in tables.items()}
     return {
         "round": number,
         **json.loads((rules_folder / RESULT).read_text()),
         "rules": metrics(rules, rule_ranks),
         "strategies": found,
-        "differences": {
-            reference: {
-                name: differences(ranks[reference], ranks[name], active, seed=seed)
-                for name in strategies
-                if name != reference
-            }
-            for reference in (FROZEN, EVOREC)
-            if reference in ranks
+        "asked": {
+            table: asked(scores, {name: of_table[table][BLEND] for name, of_table in ranks.items()})
+            for table, scores in tables.items()
         },
     }
 
@@ -98,37 +89,11 @@ def metrics(tables: Mapping[str, CaseScores], ranks: Ranks) -> dict[str, Any]:
     return found
 
 
-def group_masks(active: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
-    """Which of the users are in U_A, in U_I and in U.  active: [N] -> [N] each"""
-    return {"U_A": active, "U_I": ~active, "U": np.ones(len(active), dtype=np.bool_)}
-
-
 def _figures(ranks: NDArray[np.int64], cutoffs: Sequence[int]) -> dict[str, float]:
     if not len(ranks):
         return {"n": 0}
     hits = {f"hr@{k}": float((ranks <= k).mean()) for k in cutoffs}
     return {"n": len(ranks), **hits, f"ndcg@{cutoffs[-1]}": float(gains(ranks, cutoffs[-1]).mean())}
-
-
-def differences(before: Ranks, after: Ranks, active: Mapping[str, NDArray[np.bool_]], *, seed: int) -> dict[str, Any]:
-    """kind -> candidate set -> group -> mean of NDCG(after) - NDCG(before) of the blend, with its 95 % interval: users
-    resampled in pairs, the same users for both.
-    """
-    found: dict[str, Any] = {kind: {} for kind in KINDS}
-    interval = partial(paired_interval, seed=seed)
-    for table in before:
-        kind, name = table.split("/")
-        old, new = (gains(ranks[table][BLEND], CUTOFFS[name][-1]) for ranks in (before, after))
-        found[kind][name] = {
-            group: _difference(old[chosen], new[chosen], interval)
-            for group, chosen in group_masks(active[table]).items()
-        }
-    return found
-
-
-def _difference(old: NDArray[np.float64], new: NDArray[np.float64], interval: Interval) -> dict[str, float]:
-    low, high = interval(old.tolist(), new.tolist())
-    return {"mean": float((new - old).mean()) if len(old) else 0.0, "low": low, "high": high}
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:

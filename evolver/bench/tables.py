@@ -10,7 +10,8 @@ import numpy as np
 
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.leave_one_out import CUTOFF, PUBLISHED
-from evolver.bench.results import BLEND, CUTOFFS, EVOREC, FROZEN, GROUPS, SETS
+from evolver.bench.paired import GROUPS, Difference, difference
+from evolver.bench.results import BLEND, CUTOFFS, EVOREC, FROZEN, SETS
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
 
@@ -113,26 +114,29 @@ def intervals(seeds: Sequence[Results], reference: str, kind: str, candidates: s
     columns = [(number, group) for number in range(1, n_rounds(seeds) + 1) for group in GROUPS]
     header = ["strategy", *(f"round {number}, {group}" for number, group in columns)]
     rows = []
-    for name in strategies_of(seeds):
-        if name == reference:
-            continue
-        cells = [
-            _interval(
-                [one["rounds"][number - 1]["differences"][reference][name][kind][candidates][group] for one in seeds],
-                sign=-1 if reference == EVOREC else 1,
-            )
-            for number, group in columns
-        ]
-        rows.append([f"{EVOREC} - {name}" if reference == EVOREC else f"{name} - {reference}", *cells])
+    for other in strategies_of(seeds):
+        if other != reference:
+            pair = (reference, other) if reference == EVOREC else (other, reference)
+            cells = [interval(between(seeds, number, *pair, kind, candidates, group)) for number, group in columns]
+            rows.append([" - ".join(pair), *cells])
     return markdown(header, rows)
 
 
-def _interval(found: Sequence[Mapping[str, float]], *, sign: int) -> str:
-    """`sign` -1 turns "other - reference" into "reference - other"."""
-    mean, one, other = (sign * float(np.mean([each[name] for each in found])) for name in ("mean", "low", "high"))
-    low, high = min(one, other), max(one, other)
-    text = f"{mean:+z.3f} [{low:+z.3f}, {high:+z.3f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+def between(
+    seeds: Sequence[Results], number: int, name: str, reference: str, kind: str, candidates: str, group: str
+) -> Difference:
+    """NDCG of one strategy's blend minus that of another, in round `number`."""
+    found = [one["rounds"][number - 1]["asked"][f"{kind}/{candidates}"] for one in seeds]
+    return difference(found, name, reference, group, CUTOFFS[candidates][-1])
+
+
+def interval(found: Difference) -> str:
+    """
+    >>> interval(Difference(0.05, 0.01, 0.09)), interval(Difference(0.0, -0.02, 0.01))
+    ('**+0.050 [+0.010, +0.090]**', '+0.000 [-0.020, +0.010]')
+    """
+    text = f"{found.mean:+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 
 def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:

@@ -48,7 +48,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
 def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no file .*missing\.json"):
         read_results([tmp_path / "missing.json"])
-    with pytest.raises(InvalidInput, match="format 1"):
+    with pytest.raises(InvalidInput, match="format 2"):
         read_results([_written(tmp_path, 0, format=0)])
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InvalidInput, match="not JSON"):

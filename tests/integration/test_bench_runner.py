@@ -12,7 +12,8 @@ import pytest
 
 from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
-from evolver.bench.results import BLEND, EVOREC, FROZEN, GROUPS, SETS, collect
+from evolver.bench.paired import GROUPS, difference
+from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, collect
 from evolver.bench.runner import SCORES, SeedRun
 from evolver.bench.scores import RETRIEVER, load_scores
 from evolver.bench.strategy import Learned, Strategy, Task
@@ -54,7 +55,7 @@ class _Lab:
         replace(run, **changes).run(_Silent())  # type: ignore[arg-type]
 
     def collected(self) -> dict:  # type: ignore[type-arg]
-        return collect(self.folder, [FROZEN, EVOREC], ROUNDS, seed=0)
+        return collect(self.folder, [FROZEN, EVOREC], ROUNDS)
 
     def _bootstrap(
         self, inputs: EvolutionInputs, split: Split, out: Path, settings: Settings, report: Callable[[str, float], None]
@@ -134,8 +135,15 @@ def test_results_have_every_figure_and_agree_with_the_saved_scores(lab: _Lab) ->
     for kind in KINDS:
         for name in SETS:
             assert set(found["metrics"][kind][name][BLEND]) == set(GROUPS)
-            difference = collected["rounds"][0]["differences"][FROZEN][EVOREC][kind][name]["U"]
-            assert difference["low"] <= difference["mean"] <= difference["high"]
+            of_table = collected["rounds"][0]["asked"][f"{kind}/{name}"]
+            for group, figures in found["metrics"][kind][name][BLEND].items():
+                if figures["n"]:
+                    k = 10 if name == "catalog" else 3
+                    other = collected["rounds"][0]["strategies"][FROZEN]["metrics"][kind][name][BLEND][group]
+                    between = difference([of_table], EVOREC, FROZEN, group, k)
+                    assert between.mean == pytest.approx(figures[f"ndcg@{k}"] - other[f"ndcg@{k}"])
+                    assert between.low <= between.mean + 1e-9
+                    assert between.mean <= between.high + 1e-9
     json.dumps(collected)
 
 
@@ -162,7 +170,7 @@ def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _
     assert lab.collected()["leave_one_out"] is None
     tried = _Lab(lab.base, tmp_path / "seed-0")
     tried.run(leave_one_out=True, strategies=[], rounds=0)
-    found = collect(tried.folder, [], 0, seed=0)["leave_one_out"]
+    found = collect(tried.folder, [], 0)["leave_one_out"]
     # Users of this store buy from one shelf of twelve things: ten guesses are right far more often than ten of sixty.
     assert found["users"] == 80
     assert 0.3 < found["hr@10"] <= 1
