@@ -74,6 +74,7 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Minutes instead of hours: one round, less of everything")
     ] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, max=3, help="Default 3; with --quick 1")] = None,
     max_train_examples: Annotated[int | None, typer.Option(min=1, help="Per strategy and round; default 1500")] = None,
     max_evaluated: Annotated[int | None, typer.Option(min=1, help="Users per group and target; default 1000")] = None,
     base_scale: Annotated[
@@ -88,6 +89,7 @@ def bench(
         size,
         train_examples=max_train_examples or size.train_examples,
         evaluated=max_evaluated or size.evaluated,
+        rounds=rounds or size.rounds,
         base_scale=base_scale or size.base_scale,
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
@@ -230,9 +232,10 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
 def _command(source: _Source, size: Size, base: str | None, strategies: list[str]) -> str:
     """What to type for the same figures, with what differs from the defaults; settings are among the arguments."""
     words = ["evorec bench", "--items", _short(source.items), "--interactions", _short(source.interactions)]
-    usual = QUICK if size.rounds == QUICK.rounds else FULL
+    usual = FULL if size.settings == FULL.settings else QUICK
     words += ["--quick"] if usual is QUICK else []
     options = {
+        "--rounds": (size.rounds, usual.rounds),
         "--max-train-examples": (size.train_examples, usual.train_examples),
         "--max-evaluated": (size.evaluated, usual.evaluated),
         "--base-scale": (size.base_scale, usual.base_scale),

@@ -83,6 +83,14 @@ def test_a_strategy_may_join_later(tmp_path: Path, learned: list[str]) -> None:
     assert learned == ["frozen", "evorec-all-layers"]
 
 
+def test_a_run_may_end_earlier_and_go_on_later(tmp_path: Path, learned: list[str]) -> None:
+    for rounds in (1, 3):
+        outcome = _bench(tmp_path, "--strategies", "frozen", "--rounds", str(rounds), "--quick", "--json")
+        found = json.loads(Path(json.loads(outcome.stdout)["results"][0]).read_text())
+        assert len(found["rounds"]) == len(learned) == rounds
+        assert (f"--rounds {rounds}" in found["command"]) == (rounds != QUICK.rounds)
+
+
 def test_machines_can_share_the_seeds(tmp_path: Path) -> None:
     outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", "--first-seed", "1", "--seeds", "2", "--json")
     files = [Path(path) for path in json.loads(outcome.stdout)["results"]]
