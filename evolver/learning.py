@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evolver.blend import choose_blend
 from evolver.examples import Examples
 from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
@@ -17,7 +18,7 @@ from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Recipe, Start, Targets, Unasked, top_layers
 from evolver.retriever_training import finetune_retriever, train_retriever
-from evolver.scoring import Version, choose_blend, make_cases, score_cases
+from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
@@ -128,7 +129,7 @@ class Learner:
         )
 
     def blend(self, version: Version) -> BlendWeights:
-        """The weights that rank best on validation, active and inactive users together."""
+        """The weights that explain validation best, active and inactive users together."""
         targets = (*self._split.validation, *self._split.quiet_validation)
         cases = make_cases(targets, self.examples.popularity, seed=self._inputs.seed)
         scored = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evolver.batches import build_prompt, score_prompts
-from evolver.evaluate import POPULARITY_POWER, CandidatePool, Case, draw_candidates, gain, rank_of, summarise
+from evolver.evaluate import POPULARITY_POWER, CandidatePool, Case, draw_candidates, rank_of, summarise
 from evolver.inputs import working_on
 from evolver.splits import Target, filtered, item_sequence
 from shared.forgotten import ForgottenSet
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 POPULARITY_ONLY = BlendWeights(llm=0.0, retriever=0.0, popularity=1.0)
-_GRID = (0.0, 0.25, 0.5, 1.0, 2.0)
 NOT_RETRIEVED = 1_000_000
 UNIFORM, WEIGHTED, CATALOG = "", "weighted:", "catalog:"
 
@@ -144,20 +142,6 @@ def _scored(
             tuple(popularity.get(item, 0.0) for item in case.candidates),
             tokens,
         )
-
-
-def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
-    """The weights with the best NDCG@3, averaged over the candidate sets; the LLM's weight is 1 (ranking knows only
-    ratios).
-    """
-    if not any(scored):
-        return BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
-    options = [BlendWeights(llm=1.0, retriever=r, popularity=p) for r, p in itertools.product(_GRID, _GRID)]
-
-    def quality(weights: BlendWeights) -> float:
-        return float(np.mean([np.mean([gain(one.rank(weights), 3) for one in chosen]) for chosen in scored if chosen]))
-
-    return max(options, key=quality)
 
 
 def ranks(scored: Sequence[Scored], weights: BlendWeights) -> dict[UserId, int]:

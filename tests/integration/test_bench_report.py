@@ -13,6 +13,7 @@ from deploy.files import read_items
 from evolver.bench.report import read_results, write_report
 from shared.errors import InvalidInput, NotFound
 from tests.bench_support import bench_results
+from tests.load.results import ROOT
 
 NAMES = ["frozen", "retrain", "evorec"]
 
@@ -43,6 +44,14 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
             with Image.open(tmp_path / "docs" / f"results-{name}-{plot}.png") as image:
                 assert min(image.size) > 200
     assert "nan" not in text
+
+
+def test_the_committed_report_is_that_of_its_result_files(tmp_path: Path) -> None:
+    results = ROOT / "docs" / "results"
+    written = write_report(sorted(results.glob("bench-*.json")), tmp_path / "results.md", results / "forget.json")
+    assert written.read_text() == (ROOT / "docs" / "results.md").read_text()
+    plots = {path.name for path in tmp_path.glob("*.png")}
+    assert plots == {path.name for path in (ROOT / "docs").glob("results-*.png")}
 
 
 def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> None:

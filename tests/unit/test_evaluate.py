@@ -22,7 +22,7 @@ from evolver.evaluate import (
     rank_of,
     summarise,
 )
-from evolver.scoring import Scored, Version, choose_blend, ranks, score_cases
+from evolver.scoring import Scored, Version, ranks, score_cases
 from evolver.splits import Target
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
@@ -94,13 +94,6 @@ def _scored(llm: tuple[float, ...], retriever: tuple[float, ...], user: str = "u
     items = tuple(ItemId(str(n)) for n in range(len(llm)))
     case = Case(UserId(user), items[0], items, True)
     return Scored(case, target, llm, retriever, (0.1,) * len(llm))
-
-
-def test_the_blend_trusts_the_expert_that_is_right() -> None:
-    good = [_scored((-0.1, -3.0), (-5.0, -0.1), str(n)) for n in range(9)]
-    assert choose_blend([good]).retriever < 0.6
-    bad = [_scored((-1.0, -0.9), (-0.1, -5.0), str(n)) for n in range(9)]
-    assert choose_blend([bad]).retriever > 0
 
 
 def test_a_target_that_was_not_retrieved_is_no_hit() -> None:
