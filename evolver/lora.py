@@ -143,8 +143,8 @@ def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[
     of W x + (alpha / r) B (A x): one product where there were three.
 
     The weights themselves are set aside and put back, not computed back, so they return bit for bit. In float32 alone:
-    bfloat16 would round away most of what B A adds to W. Where the copies would take more than `MERGED_MIB`, nothing is
-    merged (such a base's own products are so large that LoRA adds little to them).
+    in bfloat16 it gains little. Where the copies would take more than `MERGED_MIB`, nothing is merged (such a base's
+    own products are so large that LoRA adds little to them).
     """
     linears = _lora_linears(model, layers)
     size = sum(linear.get_base_layer().weight.nbytes for linear in linears)

@@ -288,7 +288,7 @@ def test_after_scoring_lora_counts_as_it_is_then() -> None:
 
 
 def test_in_bfloat16_nothing_is_merged() -> None:
-    """It would round away most of what LoRA adds."""
+    """It gains little there (ADR 0016)."""
     model = _model()
     model.compute_dtype = torch.bfloat16
     before = model.state_dict()[_QUERY].clone()
