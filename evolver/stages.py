@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from evolver.inputs import Cancelled, Progress, ShouldStop
 
 
 class Stages:
-    """Times the stages, reports their progress and notices cancellation; `seconds` by stage."""
+    """Times the stages by a clock, reports their progress and notices cancellation; `seconds` by stage."""
 
-    def __init__(self, progress: Progress, should_stop: ShouldStop = lambda: False) -> None:
-        self._progress, self._should_stop = progress, should_stop
+    def __init__(
+        self,
+        progress: Progress,
+        should_stop: ShouldStop = lambda: False,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._progress, self._should_stop, self._clock = progress, should_stop, clock
         self._name = ""
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Everything inside counts as this stage."""
-        self._name, started = name, time.monotonic()
+        self._name, started = name, self._clock()
         self.report(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - started
 
     def report(self, share: float) -> None:
         """Done share of the current stage, 0..1; raises `Cancelled` if the run should stop."""

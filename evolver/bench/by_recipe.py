@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from evolver.bench.machine import clock
 from evolver.bench.peak_memory import PeakMemory
 from evolver.bench.strategy import Cost, Learned, Task
 from evolver.bench.version_files import save_blend
+from evolver.device import device_of_run
 from evolver.inputs import EvolutionInputs
 from evolver.learning import Learner, Lesson
 from evolver.recipe import BOOTSTRAP, Recipe
@@ -46,7 +48,7 @@ def _learn(
     report: Callable[[str, float], None],
     merge: Merge | None,
 ) -> Learned:
-    stages = Stages(report)
+    stages = Stages(report, clock=clock(device_of_run(settings.train_device)))
     with PeakMemory() as memory:
         learner = Learner(inputs, split, parent, settings, recipe, stages)
         lesson = learner.learn()

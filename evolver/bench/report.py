@@ -102,7 +102,8 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
-        f"- Seconds are of a machine with {machine['cores']} cores (threads used: {machine['threads']}) and "
+        f"- Seconds are {'those that pass' if machine['accelerator'] else 'the processor time of all threads'}, on a "
+        f"machine with {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}.",
         f"- Command: `{seeds[0]['command']}`",
         "",

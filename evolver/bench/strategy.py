@@ -37,9 +37,10 @@ class Task:
 class Cost:
     """What learning took, with everything that it needs (Locate, Forget, teacher passes and validation included).
 
-    `seconds` by stage; loading the base, the same for all, is in none of them. `examples`: passes of training prompts
-    forward and backward (prompts times epochs). Tokens are those of the prompts, padding not counted (of some, parts of
-    the pass are kept and not computed again). `peak_memory_mib`: the process's resident set at its largest.
+    `seconds` by stage (on a CPU the processor's, see `machine.clock`); loading the base, the same for all, is in none.
+    `examples`: passes of training prompts forward and backward (prompts times epochs). Tokens are those of the prompts,
+    padding not counted (of some, parts of the pass are kept and not computed again). `peak_memory_mib`: the process's
+    resident set at its largest.
     """
 
     seconds: Mapping[str, float]
