@@ -24,6 +24,7 @@ import fsspec
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, ValidationError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
@@ -40,6 +41,7 @@ ROUTE = "route.json"
 BESIDE_VERSIONS = (ALIASES, ARCHIVE, ROUTE)
 STAGING_PREFIX = ".staging-"
 STAGING_KEPT_S = 24 * 3600  # what is staged for longer belongs to a process that has died
+DELETE_ATTEMPTS = 20  # more than a version has files
 
 
 class AliasMove(BaseModel):
@@ -159,13 +161,20 @@ class ArtifactStore:
 
     def delete(self, domain: DomainId, name: AdapterName) -> None:
         """Removes a version; one that is not there is no error. It stops being visible before its files go."""
-        folder = self._at(domain, name)
+        # Two workers may delete the same version: where the other one was faster, the rest is looked at again.
+        for attempt in Retrying(
+            retry=retry_if_exception_type(FileNotFoundError), stop=stop_after_attempt(DELETE_ATTEMPTS), reraise=True
+        ):
+            with attempt:
+                self._delete_files(self._at(domain, name))
+        shutil.rmtree(self._cache / domain / name, ignore_errors=True)
+
+    def _delete_files(self, folder: str) -> None:
         if not self._fs.exists(folder):
             return
         if self._fs.exists(f"{folder}/{MANIFEST}"):
             self._fs.rm_file(f"{folder}/{MANIFEST}")
         self._fs.rm(folder, recursive=True)
-        shutil.rmtree(self._cache / domain / name, ignore_errors=True)
 
     def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
         """Writing the same move again changes nothing."""

@@ -108,6 +108,25 @@ def test_delete(store: ArtifactStore) -> None:
         store.fetch(BEAUTY, V1)
 
 
+def test_a_version_that_another_worker_deletes_meanwhile_is_deleted(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, manifest(1))
+    remove, calls = store._fs.rm, []
+
+    def removed_under_it(path: str, recursive: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            store._fs.rm_file(f"{path}/adapter_config.json")
+            raise FileNotFoundError(path)
+        remove(path, recursive=recursive)
+
+    monkeypatch.setattr(store._fs, "rm", removed_under_it)
+    store.delete(BEAUTY, V1)
+    assert len(calls) == 2
+    assert not store._fs.exists(calls[0])
+
+
 def test_names_are_in_the_order_of_their_numbers(store: ArtifactStore) -> None:
     for number in (1_000_000, 2, 999_999):
         commit(store, manifest(number))
