@@ -53,7 +53,9 @@ def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
 
 def _padded(scored: Sequence[Scored]) -> tuple[Tensor, Tensor, Tensor]:
     """What each expert says of each candidate [N, C, 3], which places have none [N, C], and the targets [N]."""
-    rows = [torch.from_numpy(expert_features(one.llm, one.retriever, one.popularity)) for one in scored]
+    rows = [
+        torch.from_numpy(np.stack(expert_features(one.llm, one.retriever, one.popularity), axis=-1)) for one in scored
+    ]
     features = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     outside = torch.arange(features.shape[1])[None] >= torch.tensor([len(row) for row in rows])[:, None]
     return features, outside, torch.tensor([one.target for one in scored])

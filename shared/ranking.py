@@ -23,23 +23,21 @@ class BlendWeights(BaseModel):
 
 def expert_features(
     llm_logprobs: ArrayLike, retriever_scores: ArrayLike, popularity_shares: ArrayLike
-) -> NDArray[np.float64]:
-    """What the weights multiply: log p_llm, s and log(share + floor).  all [..., C] -> [..., C, 3]"""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """What the three weights multiply: log p_llm, s and log(share + floor); each of one shape, [..., C]."""
     llm, retriever, shares = (
         np.asarray(one, dtype=np.float64) for one in (llm_logprobs, retriever_scores, popularity_shares)
     )
-    return np.stack([llm, retriever, np.log(shares + SHARE_FLOOR)], axis=-1)
+    return llm, retriever, np.log(shares + SHARE_FLOOR)
 
 
 def log_odds(
     llm_logprobs: ArrayLike, retriever_scores: ArrayLike, popularity_shares: ArrayLike, weights: BlendWeights
 ) -> NDArray[np.float64]:
     """w_l log p_llm(i) + w_r s_i + w_p log(share_i + floor); all arguments and the result of one shape, [..., C]."""
-    features = expert_features(llm_logprobs, retriever_scores, popularity_shares)
+    llm, retriever, popularity = expert_features(llm_logprobs, retriever_scores, popularity_shares)
     # Sums, not a product of matrices: candidates of which all experts say the same must come out alike to the last bit.
-    logits: NDArray[np.float64] = (
-        weights.llm * features[..., 0] + weights.retriever * features[..., 1] + weights.popularity * features[..., 2]
-    )
+    logits: NDArray[np.float64] = weights.llm * llm + weights.retriever * retriever + weights.popularity * popularity
     return logits
 
 

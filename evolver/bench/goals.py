@@ -9,10 +9,22 @@ from typing import Any
 import numpy as np
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT
-from evolver.bench.results import BLEND, EVOREC, FINETUNE, FROZEN, RETRAIN
+from evolver.bench.results import EVOREC, FINETUNE, FROZEN, RETRAIN
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
-from evolver.bench.tables import Results, between, figure, interval, markdown, n_rounds, over_seeds, strategies_of
+from evolver.bench.tables import (
+    Results,
+    between,
+    figure,
+    interval,
+    markdown,
+    mean_figure,
+    n_rounds,
+    over_seeds,
+    rule_figure,
+    strategies_of,
+    trainable_share,
+)
 
 FIGURE = "ndcg@3"
 COST_WHERE_LEVEL = 0.5  # of the seconds of the strategy that it is level with
@@ -76,10 +88,6 @@ def _mean(seeds: Sequence[Results], read: Callable[[Results], float | None]) -> 
     return float(np.mean(over_seeds(seeds, read)))
 
 
-def _of(seeds: Sequence[Results], number: int, name: str, kind: str, candidates: str, group: str) -> float:
-    return _mean(seeds, figure(number, name, kind, candidates, BLEND, group, FIGURE))
-
-
 def _seconds(seeds: Sequence[Results], number: int, name: str) -> float:
     """Of learning, in one round."""
     return _mean(seeds, lambda one: sum(_cost(one, number, name)["seconds"].values()))
@@ -92,7 +100,7 @@ def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:
 
 def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Cell:
     def cell(number: int) -> str:
-        best = max(others, key=lambda name: _of(seeds, number, name, kind, candidates, "U"))
+        best = max(others, key=lambda name: mean_figure(seeds, number, name, kind, candidates, "U", FIGURE))
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
         seconds = _seconds(seeds, number, best)
         share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
@@ -114,7 +122,7 @@ def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
 def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Cell:
     def lowest(number: int, name: str) -> float:
         low = between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low
-        return low / _of(seeds, number, FROZEN, MEMORY, candidates, "U_I")
+        return low / mean_figure(seeds, number, FROZEN, MEMORY, candidates, "U_I", FIGURE)
 
     def cell(number: int) -> str:
         found = lowest(number, EVOREC)
@@ -138,24 +146,19 @@ def _keeps(seeds: Sequence[Results], candidates: str) -> Cell:
 
 def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
     def cell(number: int) -> str:
-        alone = {rule: _mean(seeds, _rule(number, rule, kind, candidates)) for rule in RULES} | {
+        alone = {rule: _mean(seeds, rule_figure(number, rule, kind, candidates, FIGURE)) for rule in RULES} | {
             part: _mean(seeds, figure(number, EVOREC, kind, candidates, part, "U", FIGURE)) for part in (RETRIEVER, LLM)
         }
         best = max(alone, key=lambda name: alone[name])
-        blend = _of(seeds, number, EVOREC, kind, candidates, "U")
+        blend = mean_figure(seeds, number, EVOREC, kind, candidates, "U", FIGURE)
         return said(f"{blend:.3f}, {best} {alone[best]:.3f}", blend > alone[best])
 
     return cell
 
 
-def _rule(number: int, rule: str, kind: str, candidates: str) -> Callable[[Results], float | None]:
-    return lambda one: one["rounds"][number - 1]["rules"][kind][candidates][rule]["U"].get(FIGURE)
-
-
 def _trains(seeds: Sequence[Results]) -> Cell:
     def cell(number: int) -> str:
-        costs = [_cost(one, number, EVOREC) for one in seeds]
-        most = max(cost["trainable_parameters"] / max(1, cost["lora_parameters"]) for cost in costs)
+        most = max(trainable_share(_cost(one, number, EVOREC)) for one in seeds)
         return said(f"{most:.0%}", most <= MOST_TRAINED + 1e-9)
 
     return cell

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
-from evolver.bench.results import BLEND, EVOREC
-from evolver.bench.tables import Results, figure, n_rounds, over_seeds, strategies_of, total_seconds
+from evolver.bench.results import EVOREC
+from evolver.bench.tables import Results, mean_figure, n_rounds, strategies_of, total_seconds
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,11 +52,6 @@ def _style(names: Sequence[str], name: str) -> dict[str, str]:
     }
 
 
-def _mean(seeds: Sequence[Results], number: int, name: str, kind: str, candidates: str, group: str) -> float:
-    values = over_seeds(seeds, figure(number, name, kind, candidates, BLEND, group, "ndcg@3"))
-    return float(np.mean(values)) if values else np.nan
-
-
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09, w_pad=0.09))
 
@@ -77,7 +72,7 @@ def _rounds(seeds: Sequence[Results]) -> Figure:
         for column, candidates in enumerate(DRAWN_SETS):
             axes = grid[row, column]
             for name in names:
-                values = [_mean(seeds, number, name, kind, candidates, group) for number in numbers]
+                values = [mean_figure(seeds, number, name, kind, candidates, group, "ndcg@3") for number in numbers]
                 width = 2.4 if name == EVOREC else 1.3
                 axes.plot(numbers, values, label=name, linewidth=width, markersize=6, **_style(names, name))
             axes.set_title(f"{kind}, {group}, {candidates} candidates", fontsize=10)
@@ -102,7 +97,7 @@ def _cost(seeds: Sequence[Results]) -> Figure:
     for axes, (kind, group) in zip(grid.flat, panels, strict=True):
         for name in names:
             style = {**_style(names, name), "linestyle": "none"}
-            value = _mean(seeds, last, name, kind, UNIFORM_SET, group)
+            value = mean_figure(seeds, last, name, kind, UNIFORM_SET, group, "ndcg@3")
             axes.plot([seconds[name]], [value], markersize=11 if name == EVOREC else 8, label=name, zorder=3, **style)
         axes.set_xscale("symlog", linthresh=cheapest, linscale=0.4)
         axes.set_xlim(-0.25 * cheapest, 1.6 * max(*seconds.values(), cheapest))

@@ -68,6 +68,19 @@ def figure(number: int, strategy: str, kind: str, candidates: str, ranker: str, 
     return read
 
 
+def rule_figure(number: int, rule: str, kind: str, candidates: str, metric: str) -> Callable[[Results], float | None]:
+    """Reads a figure of a plain rule over U in round `number` out of a seed's results; None where nobody was asked."""
+    return lambda one: one["rounds"][number - 1]["rules"][kind][candidates][rule]["U"].get(metric)
+
+
+def mean_figure(
+    seeds: Sequence[Results], number: int, strategy: str, kind: str, candidates: str, group: str, metric: str
+) -> float:
+    """The mean over seeds of a figure of the blend; NaN where nobody was asked."""
+    values = over_seeds(seeds, figure(number, strategy, kind, candidates, BLEND, group, metric))
+    return float(np.mean(values)) if values else float("nan")
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "---:") -> list[str]:
     """A table whose columns after the first are aligned so; an empty line follows."""
     lines = [f"| {' | '.join(header)} |", f"| --- |{f' {align} |' * (len(header) - 1)}"]
@@ -147,11 +160,15 @@ def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:
     numbers = range(1, n_rounds(seeds) + 1)
     header = ["ranked by", *(f"round {number}, {metric.upper()}" for number in numbers for metric in metrics)]
 
-    def of_rule(rule: str, number: int, metric: str) -> Callable[[Results], float | None]:
-        return lambda one: one["rounds"][number - 1]["rules"][kind][candidates][rule]["U"].get(metric)
-
     rows = [
-        [rule, *(spread(over_seeds(seeds, of_rule(rule, number, metric))) for number in numbers for metric in metrics)]
+        [
+            rule,
+            *(
+                spread(over_seeds(seeds, rule_figure(number, rule, kind, candidates, metric)))
+                for number in numbers
+                for metric in metrics
+            ),
+        ]
         for rule in RULES
     ]
     parts = {RETRIEVER: "the retriever alone", LLM: "the LLM alone", BLEND: "the blend, as served"}
@@ -194,7 +211,7 @@ def cost(seeds: Sequence[Results]) -> list[str]:
                 spread(per_example, 3),
                 spread([mean_cost(one, name, lambda cost: cost["tokens_forward"]) for one in seeds], 0),
                 spread([mean_cost(one, name, lambda cost: cost["tokens_backward"]) for one in seeds], 0),
-                f"{np.mean([mean_cost(one, name, _trainable) for one in seeds]):.0%}",
+                f"{np.mean([mean_cost(one, name, trainable_share) for one in seeds]):.0%}",
                 spread([mean_cost(one, name, lambda cost: cost["peak_memory_mib"]) for one in seeds], 0),
             ]
         )
@@ -219,7 +236,8 @@ def _examples(cost: Mapping[str, Any]) -> float:
     return float(cost["examples"])
 
 
-def _trainable(cost: Mapping[str, Any]) -> float:
+def trainable_share(cost: Mapping[str, Any]) -> float:
+    """Of LoRA's parameters."""
     return float(cost["trainable_parameters"] / max(1, cost["lora_parameters"]))
 
 
