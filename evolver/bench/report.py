@@ -20,6 +20,7 @@ from evolver.bench.goals import goals
 from evolver.bench.plots import draw_plots
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
+from evolver.bench.summary import summary
 from evolver.bench.tables import Results, everything, markdown, strategies_of
 from shared.errors import InvalidInput, NotFound
 
@@ -83,7 +84,7 @@ def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -
             lines += [f"![{caption}]({plot.name})", ""]
         if reached := goals(seeds):
             lines += ["### Goals", "", *reached]
-        lines += everything(seeds)
+        lines += summary(seeds) + everything(seeds)
     lines += [] if forget is None else known_truth.section(json.loads(forget.read_text()))
     out.write_text("\n".join(lines).rstrip() + "\n")
     return out

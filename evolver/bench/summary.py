@@ -1,0 +1,62 @@
+"""EvoRec against every other strategy, over all rounds and candidate sets at once: what each of its parts adds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evolver.bench.cases import DRAWN_SETS, KINDS
+from evolver.bench.paired import GROUPS, Difference, difference
+from evolver.bench.results import CUTOFFS, EVOREC
+from evolver.bench.tables import Results, interval, markdown, n_rounds, strategies_of, total_seconds
+
+READING = [
+    "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
+    "`all` is over both kinds of targets and both groups. An ablation lacks a part or replaces it: where EvoRec is",
+    "ahead of it the part adds something, where it is level nothing shows that it does.",
+]
+
+
+def summary(seeds: Sequence[Results]) -> list[str]:
+    """A row for each other strategy; nothing where EvoRec was not run, or was alone."""
+    names = strategies_of(seeds)
+    others = [name for name in names if name != EVOREC]
+    if EVOREC not in names or not others:
+        return []
+    columns = [(kind, group) for kind in KINDS for group in GROUPS[:2]]
+    header = ["EvoRec and", *(f"`{kind}`, {group}" for kind, group in columns), "all", "its seconds", "EvoRec is"]
+    rows = []
+    for other in others:
+        cells = [interval(_pooled(seeds, other, [kind], group)) for kind, group in columns]
+        everything = _pooled(seeds, other, KINDS, "U")
+        rows.append([other, *cells, interval(everything), _share_of_seconds(seeds, other), verdict(everything)])
+    return ["### EvoRec and each other strategy, all rounds together", "", *READING, "", *markdown(header, rows)]
+
+
+def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: str) -> Difference:
+    """Over rounds, drawn candidate sets and these kinds of targets; a user is resampled with all of it."""
+    found = [
+        a_round["asked"][f"{kind}/{candidates}"]
+        for one in seeds
+        for a_round in one["rounds"][: n_rounds(seeds)]
+        for kind in kinds
+        for candidates in DRAWN_SETS
+    ]
+    return difference(found, EVOREC, other, group, CUTOFFS[DRAWN_SETS[0]][-1])
+
+
+def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:
+    """EvoRec's seconds of learning as a multiple of the other's."""
+    ours, theirs = (float(np.mean([total_seconds(one, name) for one in seeds])) for name in (EVOREC, other))
+    return f"{ours / theirs:.2f}x" if theirs else "–"
+
+
+def verdict(found: Difference) -> str:
+    """
+    >>> verdict(Difference(0.02, 0.01, 0.03)), verdict(Difference(0.02, -0.01, 0.05))
+    ('ahead', 'level')
+    """
+    if found.low > 0:
+        return "ahead"
+    return "behind" if found.high < 0 else "level"
