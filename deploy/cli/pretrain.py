@@ -15,7 +15,8 @@ from shared.errors import InvalidInput
 from shared.panel import in_panel
 
 if TYPE_CHECKING:
-    from evolver.pretrain import Corpus, PretrainConfig
+    from evolver.pretrain.config import PretrainConfig
+    from evolver.pretrain.corpus import Corpus
 
 _SMOOTHING = 0.97
 
@@ -38,7 +39,7 @@ def pretrain(
     """Train tokenizer and model from scratch, without a network. Point EVOREC_BASE_MODEL at the result."""
     if (items is None) != (interactions is None):
         raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
-    from evolver.pretrain import PretrainConfig, scaled  # torch is slow to import
+    from evolver.pretrain.config import PretrainConfig, scaled  # torch is slow to import
 
     config = scaled(PretrainConfig(seed=seed, start_from=None if start_from is None else str(start_from)), scale)
     with note_console().status("Preparing the corpus"):
@@ -56,7 +57,7 @@ def pretrain(
 def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str, float]:
     """The smoothed parts of the loss at the end."""
     from evolver.device import device_of_run
-    from evolver.pretrain import pretrain as run
+    from evolver.pretrain.run import pretrain as run
 
     smooth: dict[str, float] = {}
     with share_progress(note_console()) as progress:
@@ -73,7 +74,7 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
 
 
 def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
-    from evolver.pretrain import corpus_of
+    from evolver.pretrain.corpus import corpus_of
 
     catalog = read_items(items)
     show_bad_lines(catalog, str(items))
@@ -93,7 +94,7 @@ def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: i
 
 
 def _generated(seed: int) -> Corpus:
-    from evolver.pretrain import corpus_of
+    from evolver.pretrain.corpus import corpus_of
     from evolver.stores import make_store
 
     store = make_store(seed)

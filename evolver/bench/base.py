@@ -16,7 +16,9 @@ from safetensors import safe_open
 
 from evolver.bench.timeline import Timeline
 from evolver.inputs import EvolutionInputs
-from evolver.pretrain import PretrainConfig, corpus_of, pretrain, scaled
+from evolver.pretrain.config import PretrainConfig, scaled
+from evolver.pretrain.corpus import corpus_of
+from evolver.pretrain.run import pretrain
 from shared.base_model import base_model_folder, base_model_hash, base_model_info
 from shared.config import SHIPPED_BASE_MODEL
 from shared.errors import InvalidInput

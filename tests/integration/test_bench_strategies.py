@@ -20,10 +20,10 @@ from evolver.bench.version_files import load_blend, load_version
 from evolver.inputs import EvolutionInputs, ParentVersion
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
+from evolver.pretrain.tiny_model import make_model, save_base_model, train_tokenizer
 from evolver.retriever_training import finetune_retriever
 from evolver.splits import Split, split
 from evolver.stores import Store, make_store
-from evolver.tiny_model import make_model, save_base_model, train_tokenizer
 from evolver.update import update
 from shared.config import Settings
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import _muon
 
-from evolver.muon import MuonInFloat32
+from evolver.pretrain.muon import MuonInFloat32
 
 
 def orthogonalised() -> torch.Tensor:
