@@ -16,8 +16,8 @@ from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
-from evolver.recipe import Recipe, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import finetune_retriever, train_retriever
+from evolver.recipe import Recipe, Retention, Start, Targets, Unasked, top_layers
+from evolver.retriever_training import averaged, finetune_retriever, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 BYTES_PER_WEIGHT = 4  # float32
-REHEARSING = 0.5  # inactive users for each active one (ADR 0017)
+FITTED_SHARE = 0.7  # of the fitted weights, where they are averaged with the parent's (ADR 0022)
+REHEARSING = 0.5  # inactive users for each active one, where the retriever rehearses (ADR 0017)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +161,15 @@ class Learner:
     # -- forget -------------------------------------------------------------------------------------------------------
 
     def _forget(self) -> Forgetting:
-        """Renew the retriever; with it, where the recipe forgets, find what is outdated.
+        """Renew the retriever; with what was fitted to the window, where the recipe forgets, find what is outdated.
 
         Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
         """
-        retriever = self._trained() if self._recipe.targets is Targets.EVERYTHING else self._finetuned()
-        return self._outdated(retriever) if self._recipe.forget else Forgetting(retriever, self._known)
+        fitted = self._trained() if self._recipe.targets is Targets.EVERYTHING else self._finetuned()
+        found = self._outdated(fitted) if self._recipe.forget else Forgetting(fitted, self._known)
+        if self._recipe.retention is not Retention.AVERAGE:
+            return found
+        return replace(found, retriever=averaged(self._parent_retriever, fitted, FITTED_SHARE))
 
     def _trained(self) -> Retriever:
         """A retriever from scratch, on everything."""
@@ -179,10 +183,10 @@ class Learner:
         )
 
     def _finetuned(self) -> Retriever:
-        """The parent's retriever, fitted to the window; with rehearsal also to all that some inactive users did."""
+        """The parent's retriever, fitted to the window; where it rehearses also to all that inactive users did."""
         active = self.examples.users(Targets.WINDOW)
-        n_rehearsing = math.ceil(REHEARSING * len(active)) if self._recipe.rehearsal else 0
-        rehearsing = self.examples.inactive_users(n_rehearsing)
+        rehearses = self._recipe.retention is Retention.REHEARSAL
+        rehearsing = self.examples.inactive_users(math.ceil(REHEARSING * len(active)) if rehearses else 0)
         sequences, targets = {}, {}
         for user in (*active, *rehearsing):
             with working_on(user):

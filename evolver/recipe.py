@@ -37,6 +37,18 @@ class Targets(Enum):
     WINDOW_AND_PAST = auto()
 
 
+class Retention(Enum):
+    """What keeps the retriever from forgetting where it is fitted to the window (ADR 0022).
+
+    AVERAGE: its weights are averaged with the parent's. REHEARSAL: it is fitted to some inactive users' interactions
+    too. NOTHING does.
+    """
+
+    AVERAGE = auto()
+    REHEARSAL = auto()
+    NOTHING = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Layers by how they react: active users' similarities [U, L] -> `Location`."""
@@ -80,7 +92,7 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `rehearsal`: the retriever is fine-tuned on some inactive users' interactions too.
+    the parent's. `retention`: what the retriever keeps of what the parent's knew.
     """
 
     start: Start = Start.PARENT
@@ -88,7 +100,7 @@ class Recipe:
     layers: LayerRule = Asked(located)
     forget: bool = True
     consistency: bool = True
-    rehearsal: bool = True
+    retention: Retention = Retention.AVERAGE
 
 
 EVOREC = Recipe()
@@ -98,5 +110,5 @@ BOOTSTRAP = Recipe(
     layers=Unasked(every_layer),
     forget=False,
     consistency=False,
-    rehearsal=False,
+    retention=Retention.NOTHING,
 )

@@ -47,10 +47,20 @@ def finetune_retriever(
     seed: int,
     on_step: Callable[[float], None],
 ) -> Retriever:
-    """A copy of the parent, fitted to the positions in `targets` alone: the window's, and what is rehearsed."""
+    """A copy of the parent, fitted to the positions in `targets` alone."""
     torch.manual_seed(seed)
     model = parent.with_items([item.item_id for item in items])
     _fit(model, items, sequences, targets, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
+    return model.eval()
+
+
+def averaged(parent: Retriever, fitted: Retriever, share: float) -> Retriever:
+    """The retriever whose weights lie between those of two, `share` of the way to `fitted`, which came from `parent`
+    (WiSE-FT, arXiv 2109.01903). Items that the parent does not know have zeros there.
+    """
+    start = parent.with_items([*fitted.rows]).state_dict()
+    model = Retriever([*fitted.rows], fitted.config)
+    model.load_state_dict({name: start[name].lerp(value, share) for name, value in fitted.state_dict().items()})
     return model.eval()
 
 

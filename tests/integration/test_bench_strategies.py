@@ -18,6 +18,7 @@ from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.strategy import Learned, Task
 from evolver.bench.version_files import load_blend, load_version
 from evolver.inputs import EvolutionInputs, ParentVersion
+from evolver.learning import FITTED_SHARE
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
 from evolver.pretrain.tiny_model import make_model, save_base_model, train_tokenizer
@@ -28,7 +29,7 @@ from evolver.update import update
 from shared.config import Settings
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
 from shared.prompt import Prompt
-from shared.retriever import RETRIEVER_FILE
+from shared.retriever import RETRIEVER_FILE, Retriever
 from shared.types import ItemId, UserId
 from tests.factories import manifest
 from tests.store_inputs import store_inputs
@@ -42,12 +43,14 @@ LOCATING = [
     *(f"evorec-{name}" for name in ("random-layers", "mean-similarity", "most-similar", "top-layers")),
     "evorec-without-forget",
     "evorec-without-consistency",
-    "evorec-without-rehearsal",
+    "evorec-without-average",
+    "evorec-rehearsal",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
 CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
-REHEARSING = {"replay", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-rehearsal"}
+REHEARSING = {"replay", "evorec-rehearsal"}
+AVERAGING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-average", "evorec-rehearsal"}
 FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
 
 Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
@@ -265,12 +268,28 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
-    """By those that rehearse, and by those that do not."""
-    others = STRATEGIES.keys() - REHEARSING - {"frozen", "retrain"}
-    rehearsed, renewed = ({played.content(name, RETRIEVER_FILE) for name in names} for names in (REHEARSING, others))
+    """By those that rehearse, by those that average with the parent, and by those that do neither."""
+    others = STRATEGIES.keys() - REHEARSING - AVERAGING - {"frozen", "retrain"}
+    ways = [{played.content(name, RETRIEVER_FILE) for name in names} for names in (REHEARSING, AVERAGING, others)]
     bootstrap, retrained = (played.content(name, RETRIEVER_FILE) for name in ("bootstrap", "retrain"))
-    assert len(rehearsed) == len(renewed) == 1
-    assert len(rehearsed | renewed | {bootstrap, retrained}) == 4
+    assert [len(way) for way in ways] == [1, 1, 1]
+    assert len({*ways[0], *ways[1], *ways[2], bootstrap, retrained}) == 5
+
+
+def test_an_averaged_retriever_lies_between_the_parent_and_what_was_fitted(played: Round) -> None:
+    """Item ids that the parent lacks have zeros there."""
+    start, fitted, found = (
+        Retriever.load(played.folder / name) for name in ("bootstrap", "evorec-without-average", "evorec")
+    )
+    known = len(start.rows)
+    assert [*found.rows] == [*fitted.rows]
+    assert [*found.rows][:known] == [*start.rows]
+    for name, value in found.state_dict().items():
+        old, new = start.state_dict()[name], fitted.state_dict()[name]
+        if name == "ids.weight":
+            assert torch.allclose(value[known:], FITTED_SHARE * new[known:], atol=1e-6)
+            value, old, new = value[:known], old[:known], new[:known]
+        assert torch.allclose(value, (1 - FITTED_SHARE) * old + FITTED_SHARE * new, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from evolver.bench.by_recipe import by_recipe
 from evolver.bench.strategy import Strategy
 from evolver.locate import least_similar, most_similar
-from evolver.recipe import EVOREC, Asked, LayerRule, Unasked, every_layer, random_layers, top_layers
+from evolver.recipe import EVOREC, Asked, LayerRule, Retention, Unasked, every_layer, random_layers, top_layers
 
 
 def _in_layers(name: str, what: str, rule: LayerRule) -> Strategy:
@@ -31,8 +31,13 @@ ABLATIONS = (
         by_recipe(replace(EVOREC, consistency=False)),
     ),
     Strategy(
-        "evorec-without-rehearsal",
-        "EvoRec, with a retriever that is fine-tuned on the window alone.",
-        by_recipe(replace(EVOREC, rehearsal=False)),
+        "evorec-without-average",
+        "EvoRec, with a retriever that is fitted to the window and nothing else.",
+        by_recipe(replace(EVOREC, retention=Retention.NOTHING)),
+    ),
+    Strategy(
+        "evorec-rehearsal",
+        "EvoRec, with a retriever that rehearses what inactive users did, in place of the average with its parent.",
+        by_recipe(replace(EVOREC, retention=Retention.REHEARSAL)),
     ),
 )
