@@ -19,6 +19,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":")
 DPI = 130
+LOGARITHMIC_FROM = 20.0  # times the cheapest strategy's seconds
 
 
 def draw_plots(seeds: Sequence[Results], folder: Path, *, prefix: str) -> dict[Path, str]:
@@ -87,20 +88,25 @@ def _rounds(seeds: Sequence[Results]) -> Figure:
 
 
 def _cost(seeds: Sequence[Results]) -> Figure:
-    """One panel per kind and group, uniform candidates; nothing learned costs nothing, hence the partly linear axis."""
+    """One panel per kind and group, uniform candidates."""
     panels = [(kind, group) for kind in KINDS for group in ("U_A", "U_I")]
     plot = _figure(11, 7.5)
     grid = plot.subplots(2, 2, sharex=True)
     names, last = strategies_of(seeds), n_rounds(seeds)
     seconds = {name: float(np.mean([total_seconds(one, name) for one in seeds])) for name in names}
     cheapest = min((value for value in seconds.values() if value > 0), default=1.0)
+    dearest = max(*seconds.values(), cheapest)
     for axes, (kind, group) in zip(grid.flat, panels, strict=True):
         for name in names:
             style = {**_style(names, name), "linestyle": "none"}
             value = mean_figure(seeds, last, name, kind, UNIFORM_SET, group, "ndcg@3")
             axes.plot([seconds[name]], [value], markersize=11 if name == EVOREC else 8, label=name, zorder=3, **style)
-        axes.set_xscale("symlog", linthresh=cheapest, linscale=0.4)
-        axes.set_xlim(-0.25 * cheapest, 1.6 * max(*seconds.values(), cheapest))
+        if dearest > LOGARITHMIC_FROM * cheapest:
+            # Nothing learned costs nothing, hence the linear part.
+            axes.set_xscale("symlog", linthresh=cheapest, linscale=0.4)
+            axes.set_xlim(-0.25 * cheapest, 1.6 * dearest)
+        else:
+            axes.set_xlim(-0.05 * dearest, 1.1 * dearest)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(f"{kind}, {group}, {UNIFORM_SET} candidates, round {last}", fontsize=10)
         axes.set_ylabel("NDCG@3")
