@@ -73,6 +73,19 @@ def located(similarity: Tensor) -> Location:
     return _first(similarity, lambda layer: (-int(count[layer]), float(mean[layer])))
 
 
+def located_in_upper(similarity: Tensor) -> Location:
+    """As `located`, but users choose among the upper two thirds: what lies below is then computed once per prompt.
+
+    similarity: [U, L]
+    """
+    n_layers = similarity.shape[1]
+    lowest = min(math.ceil(n_layers / 3), n_layers - 1)
+    upper = similarity.clone()
+    upper[:, :lowest] = torch.inf
+    found = located(upper)
+    return Location(found.layers, found.votes, tuple(similarity.mean(0).tolist()))
+
+
 def least_similar(similarity: Tensor) -> Location:
     """Without votes: the floor(0.3 L) layers of lowest mean similarity.  similarity: [U, L]"""
     mean = similarity.mean(0)

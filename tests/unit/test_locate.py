@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evolver.locate import layer_similarity, located, pooled, votes
+from evolver.locate import layer_similarity, located, located_in_upper, pooled, votes
 
 
 def test_pooling_never_sees_padding() -> None:
@@ -37,6 +37,24 @@ def test_ties_go_to_the_lower_mean_similarity() -> None:
     location = located(similarity)
     assert location.layers == (1, 4, 7)
     assert location.votes == (0, 1, 1, 0, 2, 0, 0, 1, 0, 0)
+
+
+def test_in_the_upper_two_thirds_users_vote_for_what_is_lowest_there() -> None:
+    """Ten layers, so 4 to 9 may be chosen: both users' lowest layer is 0, then 8 and 5. Similarities stay as they are."""
+    similarity = torch.full((2, 10), 0.9)
+    similarity[:, 0] = 0.1
+    similarity[0, 8], similarity[1, 5], similarity[1, 6] = 0.2, 0.3, 0.4
+    location = located_in_upper(similarity)
+    assert location.layers == (5, 6, 8)
+    assert location.votes == (0, 0, 0, 0, 0, 1, 0, 0, 1, 0)
+    assert location.similarity == pytest.approx(tuple(similarity.mean(0).tolist()))
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 10, 28])
+def test_there_are_always_enough_upper_layers(n_layers: int) -> None:
+    layers = located_in_upper(torch.rand(4, n_layers)).layers
+    assert len(layers) == len(located(torch.rand(4, n_layers)).layers)
+    assert n_layers == 1 or min(layers) >= n_layers / 3
 
 
 @pytest.mark.parametrize(("n_layers", "expected"), [(10, 3), (28, 8), (36, 10), (3, 1), (1, 1)])
