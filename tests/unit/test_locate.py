@@ -40,7 +40,7 @@ def test_ties_go_to_the_lower_mean_similarity() -> None:
 
 
 def test_in_the_upper_two_thirds_users_vote_for_what_is_lowest_there() -> None:
-    """Ten layers, so 4 to 9 may be chosen: both users' lowest layer is 0, then 8 and 5. Similarities stay as they are."""
+    """Ten layers, so 4 to 9 may be chosen: both users' lowest layer is 0, then 8 and 5. Similarities stay."""
     similarity = torch.full((2, 10), 0.9)
     similarity[:, 0] = 0.1
     similarity[0, 8], similarity[1, 5], similarity[1, 6] = 0.2, 0.3, 0.4
