@@ -67,6 +67,15 @@ def located_count(n_layers: int) -> int:
     return max(1, math.floor(LOCATED_SHARE * n_layers + 1e-9))
 
 
+def first_upper_layer(n_layers: int) -> int:
+    """The lowest layer of the upper two thirds.
+
+    >>> first_upper_layer(10)
+    4
+    """
+    return math.ceil(n_layers / 3)
+
+
 def located(similarity: Tensor) -> Location:
     """The floor(0.3 L) layers with most votes, ties to the lower mean similarity.  similarity: [U, L]"""
     count, mean = votes(similarity), similarity.mean(0)
@@ -79,9 +88,8 @@ def located_in_upper(similarity: Tensor) -> Location:
     similarity: [U, L]
     """
     n_layers = similarity.shape[1]
-    lowest = min(math.ceil(n_layers / 3), n_layers - 1)
     upper = similarity.clone()
-    upper[:, :lowest] = torch.inf
+    upper[:, : min(first_upper_layer(n_layers), n_layers - 1)] = torch.inf
     found = located(upper)
     return Location(found.layers, found.votes, tuple(similarity.mean(0).tolist()))
 

@@ -58,9 +58,8 @@ def averaged(parent: Retriever, fitted: Retriever, share: float) -> Retriever:
     """The retriever whose weights lie between those of two, `share` of the way to `fitted`, which came from `parent`
     (WiSE-FT, arXiv 2109.01903). Items that the parent does not know have zeros there.
     """
-    start = parent.with_items([*fitted.rows]).state_dict()
-    model = Retriever([*fitted.rows], fitted.config)
-    model.load_state_dict({name: start[name].lerp(value, share) for name, value in fitted.state_dict().items()})
+    model, end = parent.with_items([*fitted.rows]), fitted.state_dict()
+    model.load_state_dict({name: value.lerp(end[name], share) for name, value in model.state_dict().items()})
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from evolver.bench.tables import (
     strategies_of,
     trainable_share,
 )
+from evolver.locate import first_upper_layer
 
 FIGURE = "ndcg@3"
 COST_WHERE_LEVEL = 0.5  # of the seconds of the strategy that it is level with
@@ -181,7 +182,7 @@ def _per_example(seeds: Sequence[Results]) -> Cell:
 
 def _in_upper_two_thirds(one: Results, number: int) -> bool:
     layers: Sequence[int] = one["rounds"][number - 1]["strategies"][EVOREC]["location"]["layers"]
-    return bool(min(layers) >= one["base"]["layers"] / 3)
+    return min(layers) >= first_upper_layer(one["base"]["layers"])
 
 
 def _of_retraining(seeds: Sequence[Results]) -> Cell:

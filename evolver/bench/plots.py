@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.results import EVOREC
-from evolver.bench.tables import Results, mean_figure, n_rounds, strategies_of, total_seconds
+from evolver.bench.tables import Results, mean_figure, mean_seconds, n_rounds, strategies_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -93,7 +93,7 @@ def _cost(seeds: Sequence[Results]) -> Figure:
     plot = _figure(11, 7.5)
     grid = plot.subplots(2, 2, sharex=True)
     names, last = strategies_of(seeds), n_rounds(seeds)
-    seconds = {name: float(np.mean([total_seconds(one, name) for one in seeds])) for name in names}
+    seconds = {name: mean_seconds(seeds, name) for name in names}
     cheapest = min((value for value in seconds.values() if value > 0), default=1.0)
     dearest = max(*seconds.values(), cheapest)
     for axes, (kind, group) in zip(grid.flat, panels, strict=True):

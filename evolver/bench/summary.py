@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, Difference, difference
 from evolver.bench.results import CUTOFFS, EVOREC
-from evolver.bench.tables import Results, interval, markdown, n_rounds, strategies_of, total_seconds
+from evolver.bench.tables import NOTHING, Results, interval, markdown, mean_seconds, n_rounds, strategies_of
 
 READING = [
     "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
@@ -48,8 +46,8 @@ def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: s
 
 def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:
     """EvoRec's seconds of learning as a multiple of the other's."""
-    ours, theirs = (float(np.mean([total_seconds(one, name) for one in seeds])) for name in (EVOREC, other))
-    return f"{ours / theirs:.2f}x" if theirs else "–"
+    theirs = mean_seconds(seeds, other)
+    return f"{mean_seconds(seeds, EVOREC) / theirs:.2f}x" if theirs else NOTHING
 
 
 def verdict(found: Difference) -> str:

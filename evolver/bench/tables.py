@@ -228,6 +228,11 @@ def total_seconds(one: Results, strategy: str) -> float:
     return mean_cost(one, strategy, lambda cost: sum(cost["seconds"].values()))
 
 
+def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
+    """Of learning, per round, over seeds."""
+    return float(np.mean([total_seconds(one, strategy) for one in seeds]))
+
+
 def _in_stage(stage: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda cost: float(cost["seconds"].get(stage, 0.0))
 

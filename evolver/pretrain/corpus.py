@@ -29,6 +29,7 @@ def corpus_of(items: Sequence[Item], events: Iterable[Interaction]) -> Corpus:
 
 
 def by_category(items: Sequence[Item]) -> dict[str, np.ndarray]:
+    """The indices of each category's items."""
     shelves: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         shelves.setdefault(item.category, []).append(index)

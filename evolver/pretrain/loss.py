@@ -48,4 +48,5 @@ class RankingLoss(nn.Module):
 
 
 def fast_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16, and does not emulate it."""
     return device.type != "cpu" or cpu_dtype("auto") == "bfloat16"
