@@ -19,8 +19,8 @@ from shared.types import Item, ItemId, UserId
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Most tokens in one batch of scores. On a CPU few prompts at once are faster: their states stay in its caches.
-SCORED_TOKENS = {"cpu": 3072, "cuda": 32_768}
+# Most prompts and tokens in one batch of scores. On a CPU few at once are faster: their states stay in its caches.
+SCORED_AT_ONCE = {"cpu": (32, 3072), "cuda": (256, 65_536)}
 NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best hundred
 
 
@@ -157,15 +157,14 @@ def score_prompts(
     prompts: Sequence[Prompt],
     label_ids: Sequence[int],
     *,
-    batch_size: int = 32,
     on_batch: Callable[[float], None] = lambda share: None,
     batch_of: BatchOf = collate,
 ) -> list[list[float]]:
-    """Label log-probabilities of every prompt, in the order given; at most `batch_size` at once, fewer long ones."""
+    """Label log-probabilities of every prompt, in the order given."""
     scores: list[list[float]] = [[] for _ in prompts]
     done = 0
     with merged(model):
-        for chunk in scored_batches(prompts, batch_size, SCORED_TOKENS[model.device.type]):
+        for chunk in scored_batches(prompts, *SCORED_AT_ONCE[model.device.type]):
             logprobs = label_logprobs(model, batch_of([prompts[i] for i in chunk]), label_ids)
             for i, row in zip(chunk, logprobs.tolist(), strict=True):
                 scores[i] = row[: prompts[i].n_candidates]

@@ -180,6 +180,7 @@ class Learner:
             epochs=self._settings.retriever_epochs,
             seed=self._inputs.seed,
             on_step=self._stages.report,
+            device=self.model.device,
         )
 
     def _finetuned(self) -> Retriever:
@@ -205,6 +206,7 @@ class Learner:
             epochs=self._settings.retriever_window_epochs,
             seed=self._inputs.seed,
             on_step=self._stages.report,
+            device=self.model.device,
         )
 
     def _outdated(self, retriever: Retriever) -> Forgetting:

@@ -6,6 +6,9 @@ candidates, run through the current model. With h_l(t) the output of decoder blo
     s_l(u) = cos( mean_t h_l^old(t), mean_t h_l^new(t) )        the layer's similarity
     v(u)   = argmin_l s_l(u)                                    the user's vote
     S      = the k = floor(0.3 L) layers with most votes        (ties: the lower mean similarity)
+
+The paper lets users vote for any layer; here for one of the upper two thirds, so that what lies below is computed once
+(docs/adr/0023).
 """
 
 from __future__ import annotations
@@ -120,7 +123,7 @@ def locate(
     old: Sequence[Prompt],
     new: Sequence[Prompt],
     *,
-    rule: Callable[[Tensor], Location] = located,
+    rule: Callable[[Tensor], Location] = located_in_upper,
     batch_size: int = 16,
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> Location:

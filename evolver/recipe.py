@@ -13,7 +13,7 @@ from enum import Enum, auto
 import numpy as np
 from torch import Tensor
 
-from evolver.locate import Location, located, located_count
+from evolver.locate import Location, located_count, located_in_upper
 
 Seed = int | tuple[int, ...]
 
@@ -97,7 +97,7 @@ class Recipe:
 
     start: Start = Start.PARENT
     targets: Targets = Targets.WINDOW
-    layers: LayerRule = Asked(located)
+    layers: LayerRule = Asked(located_in_upper)
     forget: bool = True
     consistency: bool = True
     retention: Retention = Retention.AVERAGE

@@ -1,5 +1,5 @@
 """Training of the retriever: from scratch at the bootstrap, and the fine-tuning on a window with which Forget
-begins.
+begins. It trains on any device, and is handed over on the CPU, where it answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shared.types import Item, ItemId, UserId
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
 GROUP_USERS = 32  # of a batch, read at once
+CPU = torch.device("cpu")
 
 
 def train_retriever(
@@ -28,13 +29,14 @@ def train_retriever(
     seed: int,
     on_step: Callable[[float], None],
     config: RetrieverConfig | None = None,
+    device: torch.device = CPU,
 ) -> Retriever:
     """A retriever trained on every position of the sequences (oldest first)."""
     torch.manual_seed(seed)
     model = Retriever([item.item_id for item in items], config or RetrieverConfig())
     targets = {user: frozenset(range(1, len(sequence))) for user, sequence in sequences.items()}
-    _fit(model, items, sequences, targets, epochs=epochs, seed=seed, learning_rate=3e-3, on_step=on_step)
-    return model.eval()
+    _fit(model.to(device), items, sequences, targets, epochs=epochs, seed=seed, learning_rate=3e-3, on_step=on_step)
+    return model.to(CPU).eval()
 
 
 def finetune_retriever(
@@ -46,12 +48,13 @@ def finetune_retriever(
     epochs: int,
     seed: int,
     on_step: Callable[[float], None],
+    device: torch.device = CPU,
 ) -> Retriever:
     """A copy of the parent, fitted to the positions in `targets` alone."""
     torch.manual_seed(seed)
     model = parent.with_items([item.item_id for item in items])
-    _fit(model, items, sequences, targets, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
-    return model.eval()
+    _fit(model.to(device), items, sequences, targets, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
+    return model.to(CPU).eval()
 
 
 def averaged(parent: Retriever, fitted: Retriever, share: float) -> Retriever:
@@ -127,7 +130,7 @@ def _loss(
     by_length = sorted(picked, key=lambda chunk: len(chunk[0]))
     for start in range(0, len(by_length), GROUP_USERS):
         ids, mask = _padded(by_length[start : start + GROUP_USERS])
-        places = torch.searchsorted(pool, ids)
+        places, mask = torch.searchsorted(pool, ids).to(vectors.device), mask.to(vectors.device)
         states.append(model.encode(vectors[places[:, :-1]])[mask[:, 1:]])
         targets.append(places[mask])
     return nn.functional.cross_entropy(torch.cat(states) @ vectors.T, torch.cat(targets))

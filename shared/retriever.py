@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Above, the product with every item's vector would take longer than the LLM on a small base.
 EXACT_UP_TO = 100_000
 RETRIEVER_FILE = "retriever.safetensors"
+REMEMBERED_STATES = 4096  # whoever asks about a history often asks again
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,10 @@ class Retriever(nn.Module):
         -> [len(items), d]
         """
         words = words or ItemWords.of(items, self.config.word_buckets)
-        unknown = len(self.rows)
+        unknown, device = len(self.rows), self.ids.weight.device
         rows = torch.tensor([self.rows.get(item.item_id, unknown) for item in items], dtype=torch.long)
-        vectors: Tensor = self.ids(rows) + self.words(torch.from_numpy(words.buckets), torch.from_numpy(words.starts))
+        buckets, starts = torch.from_numpy(words.buckets), torch.from_numpy(words.starts)
+        vectors: Tensor = self.ids(rows.to(device)) + self.words(buckets.to(device), starts.to(device))
         return vectors
 
     def encode(self, history: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class Retriever(nn.Module):
         """
         length = history.shape[1]
         hidden = self.dropout(history * self.config.width**0.5 + self.positions.weight[:length])
-        causal = torch.ones(length, length, dtype=torch.bool).triu(1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=history.device).triu(1)
         states: Tensor = self.norm(self.blocks(hidden, mask=causal))
         return states
 
@@ -119,7 +121,7 @@ class Retriever(nn.Module):
 
 
 class RetrieverIndex:
-    """A retriever over a snapshot of a catalog; immutable, safe to share between requests."""
+    """A retriever over a snapshot of a catalog, which never changes; safe to share between requests."""
 
     def __init__(
         self,
@@ -141,6 +143,7 @@ class RetrieverIndex:
                 retriever.item_vectors(self._items, words) if self._items else torch.zeros(0, retriever.config.width)
             )
         self._large = _half_precision(self._vectors) if len(self._items) > exact_up_to else None
+        self._states: dict[tuple[int, ...], Tensor] = {}
 
     def item(self, item_id: ItemId) -> Item | None:
         """The catalog's entry, or None."""
@@ -208,10 +211,17 @@ class RetrieverIndex:
     @torch.inference_mode()
     def _state(self, history: Sequence[ItemId]) -> Tensor | None:
         """The state after the newest known items; None where none is known.  -> [d]"""
-        rows = [self._rows[item_id] for item_id in history if item_id in self._rows][
-            -self._retriever.config.max_length :
-        ]
-        return self._retriever.encode(self._vectors[rows].unsqueeze(0))[0, -1] if rows else None
+        known = [self._rows[item_id] for item_id in history if item_id in self._rows]
+        rows = tuple(known[-self._retriever.config.max_length :])
+        if not rows:
+            return None
+        state = self._states.get(rows)
+        if state is None:
+            state = self._retriever.encode(self._vectors[list(rows)].unsqueeze(0))[0, -1]
+            if len(self._states) >= REMEMBERED_STATES:
+                self._states.clear()
+            self._states[rows] = state
+        return state
 
 
 def _half_precision(vectors: Tensor) -> HalfPrecisionIndex:

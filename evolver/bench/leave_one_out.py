@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from evolver.bench.scores import gains
 from evolver.bench.timeline import Timeline
+from evolver.device import device_of_run
 from evolver.retriever_training import train_retriever
 from evolver.scoring import NOT_RETRIEVED
 from evolver.splits import item_sequence
@@ -53,6 +55,7 @@ def leave_one_out(timeline: Timeline, settings: Settings, report: Callable[[floa
         epochs=settings.retriever_epochs,
         seed=timeline.seed,
         on_step=lambda share: report(FITTING * share),
+        device=torch.device(device_of_run(settings.train_device)),
     )
     index = RetrieverIndex(retriever, inputs.items)
     ranks = np.full(len(sequences), NOT_RETRIEVED)

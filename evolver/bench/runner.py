@@ -6,11 +6,13 @@
     FOLDER/rules/round-1/            plain rules on the same candidates: scores.npz, result.json
     FOLDER/STRATEGY/round-1/         version/, scores.npz, result.json
 
-A step is written aside and renamed, so a run that ended anywhere goes on behind its last finished step.
+A step is written aside and renamed, so a run that ended anywhere goes on behind its last finished step. Several
+processes may work in one folder, each on strategies of its own: a step that they share is made by the first of them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
@@ -234,13 +236,16 @@ def _about(learned: Learned) -> dict[str, Any]:
 
 
 def _once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> None:
-    """Make a step's folder, unless it is there; it appears whole or not at all."""
-    if (folder / RESULT).is_file():
-        return
-    aside = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that ended in the middle of it
-    aside.mkdir(parents=True)
-    with room_in(aside):
-        result = make(aside)
-        (aside / RESULT).write_text(json.dumps(result, indent=1) + "\n")
-    aside.rename(folder)
+    """Make a step's folder, unless it is there; it appears whole or not at all. Waits for another process at it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the end of the process, however it comes
+        if (folder / RESULT).is_file():
+            return
+        aside = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that ended in the middle of it
+        aside.mkdir()
+        with room_in(aside):
+            result = make(aside)
+            (aside / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+        aside.rename(folder)

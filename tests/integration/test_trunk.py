@@ -127,7 +127,7 @@ def test_training_on_kept_states_has_the_losses_and_gradients_of_the_whole_pass(
 def test_scores_are_those_of_the_whole_pass(name: str) -> None:
     """Merged, padded, and with the last block's answer rows alone: they rank alike, and differ by rounding."""
     model, prompts = _model(name), _prompts(40)
-    for prompt, scores in zip(prompts, score_prompts(model, prompts, LABELS, batch_size=8), strict=True):
+    for prompt, scores in zip(prompts, score_prompts(model, prompts, LABELS), strict=True):
         with torch.no_grad():
             expected = _whole_logprobs(model, prompt)
         torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-4)

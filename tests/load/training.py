@@ -93,12 +93,12 @@ def works(
         restore_lora(model, start)
 
     def score() -> None:
-        score_prompts(model, prompts, label_ids, batch_size=SCORED)
+        score_prompts(model, prompts, label_ids)
 
     batch_of = batches_for(model, LOCATED[0], mib=UpdateConfig().kept_mib)
 
     def score_kept() -> None:
-        score_prompts(model, prompts, label_ids, batch_size=SCORED, batch_of=batch_of)
+        score_prompts(model, prompts, label_ids, batch_of=batch_of)
 
     steps = epochs * len(shown)
     trained = {_located(layers): ((lambda layers=layers: train(layers)), steps) for layers in LOCATED}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from evolver.bench.by_recipe import by_recipe
 from evolver.bench.strategy import Strategy
-from evolver.locate import least_similar, located_in_upper, most_similar
+from evolver.locate import least_similar, located, most_similar
 from evolver.recipe import EVOREC, Asked, LayerRule, Retention, Unasked, every_layer, random_layers, top_layers
 
 
@@ -19,7 +19,7 @@ ABLATIONS = (
     _in_layers("random-layers", "as many layers as it would locate, drawn with the seed", Unasked(random_layers)),
     _in_layers("mean-similarity", "the layers of lowest mean similarity, in place of most votes", Asked(least_similar)),
     _in_layers("most-similar", "the layers that react least (highest mean similarity)", Asked(most_similar)),
-    _in_layers("upper-layers", "the layers with most votes of the upper two thirds", Asked(located_in_upper)),
+    _in_layers("any-layers", "the layers with most votes of all, as the paper does", Asked(located)),
     _in_layers("top-layers", "as many of the highest layers as it would locate", Unasked(top_layers)),
     Strategy(
         "evorec-without-forget",
