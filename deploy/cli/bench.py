@@ -80,6 +80,9 @@ def bench(
     base_scale: Annotated[
         float | None, typer.Option(min=0.001, help="Pretraining steps as a multiple of the shipped recipe's; 0.35")
     ] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="Other processes use the same GPU meanwhile: its seconds are not reported")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name in the report; default: its folder's")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +98,9 @@ def bench(
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
     source = _Source(items, interactions, name or interactions.absolute().parent.name, Settings())
     write_report = _report_writer()
-    files = [_seed(source, seed, base, chosen, size, out) for seed in range(first_seed, first_seed + seeds)]
+    files = [
+        _seed(source, seed, base, chosen, size, out, shared=shared) for seed in range(first_seed, first_seed + seeds)
+    ]
     report = write_report(files, out / "report.md")
     if as_json:
         print_json({"results": [str(path) for path in files], "report": str(report)})
@@ -173,7 +178,9 @@ def _strategies(names: str | None) -> list[Strategy]:
     return [STRATEGIES[name] for name in dict.fromkeys(wanted)]
 
 
-def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strategy], size: Size, out: Path) -> Path:
+def _seed(
+    source: _Source, seed: int, base: str | None, strategies: list[Strategy], size: Size, out: Path, *, shared: bool
+) -> Path:
     """Run what is missing of a seed; returns the file of its results."""
     from evolver.bench.base import about_base, ensure_base
     from evolver.bench.machine import machine
@@ -217,7 +224,7 @@ def _seed(source: _Source, seed: int, base: str | None, strategies: list[Strateg
     path = folder / "results.json"
     results = {
         "command": _command(source, size, base, [strategy.name for strategy in strategies]),
-        "machine": machine(settings.train_device),
+        "machine": machine(settings.train_device, shared=shared),
         "data": about,
         "seed": seed,
         "base": about_base(model, config),

@@ -22,6 +22,7 @@ from evolver.bench.tables import (
     n_rounds,
     over_seeds,
     rule_figure,
+    seconds_count,
     strategies_of,
     trainable_share,
 )
@@ -58,9 +59,9 @@ def goals(seeds: Sequence[Results]) -> list[str]:
             rows.append((f"U_I keeps {GAIN_KEPT:.0%} of `{FINETUNE}`'s gain, {where}", _keeps(seeds, candidates)))
         rows.append((f"the blend beats each rule and part, {where}", _blend_wins(seeds, kind, candidates)))
     rows.append((f"at most {MOST_TRAINED:.0%} of LoRA trains", _trains(seeds)))
-    if FINETUNE in names:
+    if FINETUNE in names and seconds_count(seeds):
         rows.append((f"seconds per example at most {COST_PER_EXAMPLE:.0%} of `{FINETUNE}`'s", _per_example(seeds)))
-    if RETRAIN in names:
+    if RETRAIN in names and seconds_count(seeds):
         rows.append((f"seconds at most {COST_OF_ROUND:.0%} of `{RETRAIN}`'s", _of_retraining(seeds)))
     numbers = range(1, n_rounds(seeds) + 1)
     table = markdown(
@@ -103,7 +104,7 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
     def cell(number: int) -> str:
         best = max(others, key=lambda name: mean_figure(seeds, number, name, kind, candidates, "U", FIGURE))
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
-        seconds = _seconds(seeds, number, best)
+        seconds = _seconds(seeds, number, best) if seconds_count(seeds) else 0.0
         share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
         met = found.mean >= 0 or (found.high >= 0 and share <= COST_WHERE_LEVEL)
         cost = f", {share:.2f} of its seconds" if seconds else ""

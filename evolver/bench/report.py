@@ -21,7 +21,7 @@ from evolver.bench.plots import draw_plots
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
 from evolver.bench.summary import summary
-from evolver.bench.tables import Results, everything, markdown, strategies_of
+from evolver.bench.tables import Results, everything, markdown, seconds_count, strategies_of
 from shared.errors import InvalidInput, NotFound
 
 READING = [
@@ -103,9 +103,8 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
-        f"- Seconds are {'those that pass' if machine['accelerator'] else 'the processor time of all threads'}, on a "
-        f"machine with {machine['cores']} cores (threads used: {machine['threads']}) and "
-        f"{machine['accelerator'] or 'no accelerator'}.",
+        f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
+        f"{machine['accelerator'] or 'no accelerator'}. {_clock(seeds)}",
         f"- Command: `{seeds[0]['command']}`",
         "",
     ]
@@ -114,6 +113,13 @@ def about(seeds: Sequence[Results]) -> list[str]:
     rules = [[*row] for row in RULES.items()]
     lines += markdown(["strategy", "what it does"], named, align="---")
     return [*lines, *markdown(["rule", "ranks a candidate by"], rules, align="---")]
+
+
+def _clock(seeds: Sequence[Results]) -> str:
+    if not seconds_count(seeds):
+        return "Other processes used the accelerator meanwhile, so no seconds are given."
+    accelerated = seeds[0]["machine"]["accelerator"]
+    return f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}."
 
 
 def _day(seconds: float) -> str:

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, Difference, difference
 from evolver.bench.results import CUTOFFS, EVOREC
-from evolver.bench.tables import NOTHING, Results, interval, markdown, mean_seconds, n_rounds, strategies_of
+from evolver.bench.tables import (
+    NOTHING,
+    Results,
+    interval,
+    markdown,
+    mean_seconds,
+    n_rounds,
+    seconds_count,
+    strategies_of,
+)
 
 READING = [
     "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
@@ -46,7 +55,7 @@ def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: s
 
 def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:
     """EvoRec's seconds of learning as a multiple of the other's."""
-    theirs = mean_seconds(seeds, other)
+    theirs = mean_seconds(seeds, other) if seconds_count(seeds) else 0.0
     return f"{mean_seconds(seeds, EVOREC) / theirs:.2f}x" if theirs else NOTHING
 
 

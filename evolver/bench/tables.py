@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,31 +185,19 @@ def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:
 
 def cost(seeds: Sequence[Results]) -> list[str]:
     """Means over rounds, then over seeds, of what learning took."""
-    names = strategies_of(seeds)
-    stages = list(
-        dict.fromkeys(
-            stage
-            for one in seeds
-            for a_round in one["rounds"]
-            for name in names
-            for stage in a_round["strategies"][name]["cost"]["seconds"]
-        )
-    )
-    header = ["strategy", *(f"{stage}, s" for stage in stages)]
-    header += ["total, s", "examples", "s per example", "tokens forward", "tokens backward", "trainable", "peak MiB"]
+    columns: dict[str, Callable[[str], str]] = {}
+    if seconds_count(seeds):
+        columns |= {f"{stage}, s": partial(_stage_seconds, seeds, stage) for stage in _stages(seeds)}
+        columns["total, s"] = lambda name: spread([total_seconds(one, name) for one in seeds], 1)
+        columns["s per example"] = partial(_per_example, seeds)
+    header = ["strategy", *columns, "examples", "tokens forward", "tokens backward", "trainable", "peak MiB"]
     rows = []
-    for name in names:
-        in_stages = [spread([mean_cost(one, name, _in_stage(stage)) for one in seeds], 1) for stage in stages]
-        per_example = [
-            total_seconds(one, name) / examples for one in seeds if (examples := mean_cost(one, name, _examples))
-        ]
+    for name in strategies_of(seeds):
         rows.append(
             [
                 name,
-                *in_stages,
-                spread([total_seconds(one, name) for one in seeds], 1),
+                *(cell(name) for cell in columns.values()),
                 spread([mean_cost(one, name, _examples) for one in seeds], 0),
-                spread(per_example, 3),
                 spread([mean_cost(one, name, lambda cost: cost["tokens_forward"]) for one in seeds], 0),
                 spread([mean_cost(one, name, lambda cost: cost["tokens_backward"]) for one in seeds], 0),
                 f"{np.mean([mean_cost(one, name, trainable_share) for one in seeds]):.0%}",
@@ -216,6 +205,27 @@ def cost(seeds: Sequence[Results]) -> list[str]:
             ]
         )
     return markdown(header, rows)
+
+
+def seconds_count(seeds: Sequence[Results]) -> bool:
+    """Whether seconds say anything: not where other processes used the same accelerator meanwhile."""
+    return not any(one["machine"].get("shared") for one in seeds)
+
+
+def _stages(seeds: Sequence[Results]) -> list[str]:
+    """The stages of learning that any strategy of all seeds has, in their order."""
+    names = strategies_of(seeds)
+    costs = [a_round["strategies"][name]["cost"] for one in seeds for a_round in one["rounds"] for name in names]
+    return list(dict.fromkeys(stage for one in costs for stage in one["seconds"]))
+
+
+def _stage_seconds(seeds: Sequence[Results], stage: str, name: str) -> str:
+    return spread([mean_cost(one, name, lambda cost: float(cost["seconds"].get(stage, 0.0))) for one in seeds], 1)
+
+
+def _per_example(seeds: Sequence[Results], name: str) -> str:
+    found = [total_seconds(one, name) / examples for one in seeds if (examples := mean_cost(one, name, _examples))]
+    return spread(found, 3)
 
 
 def mean_cost(one: Results, strategy: str, value: Callable[[Mapping[str, Any]], float]) -> float:
@@ -231,10 +241,6 @@ def total_seconds(one: Results, strategy: str) -> float:
 def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
     """Of learning, per round, over seeds."""
     return float(np.mean([total_seconds(one, strategy) for one in seeds]))
-
-
-def _in_stage(stage: str) -> Callable[[Mapping[str, Any]], float]:
-    return lambda cost: float(cost["seconds"].get(stage, 0.0))
 
 
 def _examples(cost: Mapping[str, Any]) -> float:
