@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 BYTES_PER_WEIGHT = 4  # float32
 FITTED_SHARE = 0.7  # of the fitted weights, where they are averaged with the parent's (ADR 0022)
-REHEARSING = 0.5  # inactive users for each active one, where the retriever rehearses (ADR 0017)
+REHEARSING = 0.25  # inactive users for each active one, where the retriever rehearses (ADR 0024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +166,24 @@ class Learner:
 
         Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
         """
-        fitted = self._trained() if self._recipe.targets is Targets.EVERYTHING else self._finetuned()
+        fitted, kept = self._renewed()
         found = self._outdated(fitted) if self._recipe.forget else Forgetting(fitted, self._known)
-        if self._recipe.retention is not Retention.AVERAGE:
-            return found
-        return replace(found, retriever=averaged(self._parent_retriever, fitted, FITTED_SHARE))
+        return replace(found, retriever=kept)
+
+    def _renewed(self) -> tuple[Retriever, Retriever]:
+        """The retriever that was fitted to the window, and the one to keep, made from it."""
+        report, retention = self._stages.report, self._recipe.retention
+        if self._recipe.targets is Targets.EVERYTHING:
+            trained = self._trained()
+            return trained, trained
+        if retention is Retention.AVERAGE:
+            fitted = self._finetuned(lambda share: report(share / 2), rehearses=False)
+            rehearsing = self._finetuned(lambda share: report((1 + share) / 2), rehearses=True)
+            return fitted, averaged(fitted, rehearsing, 0.5)
+        fitted = self._finetuned(report, rehearses=retention is Retention.REHEARSAL)
+        if retention is Retention.PARENT:
+            return fitted, averaged(self._parent_retriever, fitted, FITTED_SHARE)
+        return fitted, fitted
 
     def _trained(self) -> Retriever:
         """A retriever from scratch, on everything."""
@@ -183,10 +197,9 @@ class Learner:
             device=self.model.device,
         )
 
-    def _finetuned(self) -> Retriever:
+    def _finetuned(self, report: Callable[[float], None], *, rehearses: bool) -> Retriever:
         """The parent's retriever, fitted to the window; where it rehearses also to all that inactive users did."""
         active = self.examples.users(Targets.WINDOW)
-        rehearses = self._recipe.retention is Retention.REHEARSAL
         rehearsing = self.examples.inactive_users(math.ceil(REHEARSING * len(active)) if rehearses else 0)
         sequences, targets = {}, {}
         for user in (*active, *rehearsing):
@@ -205,7 +218,7 @@ class Learner:
             targets,
             epochs=self._settings.retriever_window_epochs,
             seed=self._inputs.seed,
-            on_step=self._stages.report,
+            on_step=report,
             device=self.model.device,
         )
 

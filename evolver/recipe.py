@@ -38,13 +38,14 @@ class Targets(Enum):
 
 
 class Retention(Enum):
-    """What keeps the retriever from forgetting where it is fitted to the window (ADR 0022).
+    """What keeps the retriever from forgetting where it is fitted to the window (ADR 0024).
 
-    AVERAGE: its weights are averaged with the parent's. REHEARSAL: it is fitted to some inactive users' interactions
-    too. NOTHING does.
+    REHEARSAL: it is fitted to some inactive users' interactions too. AVERAGE: its weights are the mean of two fits, one
+    that rehearses and one that does not. PARENT: they are averaged with the parent's. NOTHING does.
     """
 
     AVERAGE = auto()
+    PARENT = auto()
     REHEARSAL = auto()
     NOTHING = auto()
 

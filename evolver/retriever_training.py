@@ -58,8 +58,9 @@ def finetune_retriever(
 
 
 def averaged(parent: Retriever, fitted: Retriever, share: float) -> Retriever:
-    """The retriever whose weights lie between those of two, `share` of the way to `fitted`, which came from `parent`
-    (WiSE-FT, arXiv 2109.01903). Items that the parent does not know have zeros there.
+    """The retriever whose weights lie between those of two, `share` of the way to `fitted`: of a parent and what came
+    from it (WiSE-FT, arXiv 2109.01903), or of two that came from one parent (a model soup, arXiv 2203.05482). Items
+    that `parent` does not know have zeros there.
     """
     model, end = parent.with_items([*fitted.rows]), fitted.state_dict()
     model.load_state_dict({name: value.lerp(end[name], share) for name, value in model.state_dict().items()})

@@ -46,6 +46,15 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
     assert "nan" not in text
 
 
+def test_a_report_of_a_shared_accelerator_has_no_seconds(tmp_path: Path) -> None:
+    machine = {"cores": 16, "threads": 1, "accelerator": "a GPU", "shared": True}
+    text = write_report([_written(tmp_path, 0, machine=machine)], tmp_path / "report.md").read_text()
+    assert "Other processes used the accelerator meanwhile, so no seconds are given." in text
+    assert "total, s" not in text
+    assert "| strategy | examples | tokens forward |" in text
+    assert not (tmp_path / "report-shop-cost.png").exists()
+
+
 def test_there_is_a_page_of_results_where_there_are_results_and_it_is_theirs(tmp_path: Path) -> None:
     docs = ROOT / "docs"
     files = sorted((docs / "results").glob("bench-*.json"))

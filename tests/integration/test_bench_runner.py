@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -164,6 +165,30 @@ def test_a_run_that_crashed_goes_on_where_it_was(base: Path, tmp_path: Path, lab
             assert mine["strategies"][name]["metrics"] == theirs["strategies"][name]["metrics"]
     broken.run()
     assert len(broken.tasks) == 4
+
+
+def test_processes_in_one_folder_make_each_step_once(base: Path, tmp_path: Path) -> None:
+    """A second one that comes while the first is at the bootstrap waits for it."""
+    first, second = (_Lab(base, tmp_path / "seed-0") for _ in range(2))
+    waiting: list[Thread] = []
+
+    def is_first_step(name: str, task: Task) -> bool:
+        if not waiting:
+            waiting.append(Thread(target=second.run))
+            waiting[0].start()
+            # It shares everything with this one, so this step is the first it can wait for.
+            waiting[0].join(0.5)
+            assert waiting[0].is_alive()
+            assert not second.tasks
+        return False
+
+    first.crash_in = is_first_step
+    first.run()
+    waiting[0].join(60)
+    assert not waiting[0].is_alive()
+    assert first.bootstraps + second.bootstraps == 1
+    made = [(name, task.inputs.window_event_ids) for name, task in (*first.tasks, *second.tasks)]
+    assert len(made) == len(set(made)) == 2 * ROUNDS
 
 
 def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _Lab, tmp_path: Path) -> None:

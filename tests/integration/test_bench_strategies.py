@@ -45,12 +45,14 @@ LOCATING = [
     "evorec-without-consistency",
     "evorec-without-average",
     "evorec-rehearsal",
+    "evorec-parent-average",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
 CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
 REHEARSING = {"replay", "evorec-rehearsal"}
-AVERAGING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-average", "evorec-rehearsal"}
+OTHER_RETRIEVERS = {"evorec-without-average", "evorec-rehearsal", "evorec-parent-average"}
+AVERAGING = {name for name in STRATEGIES if name.startswith("evorec")} - OTHER_RETRIEVERS
 FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
 
 Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
@@ -190,7 +192,7 @@ def test_retrievers_that_rehearse_see_inactive_users_that_may_be_learned_from(pl
     parts = _split(played.inputs, played.settings)
     inactive = played.seen[name].retrieved - parts.active
     assert inactive <= parts.trainable
-    assert bool(inactive) == (name in REHEARSING)
+    assert bool(inactive) == (name in REHEARSING | AVERAGING)
 
 
 def test_frozen_changes_nothing(played: Round) -> None:
@@ -269,18 +271,28 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
-    """By those that rehearse, by those that average with the parent, and by those that do neither."""
-    others = STRATEGIES.keys() - REHEARSING - AVERAGING - {"frozen", "retrain"}
+    """By those that rehearse, by those that average that with fitting, and by those that fit alone."""
+    others = STRATEGIES.keys() - REHEARSING - AVERAGING - {"frozen", "retrain", "evorec-parent-average"}
     ways = [{played.content(name, RETRIEVER_FILE) for name in names} for names in (REHEARSING, AVERAGING, others)]
     bootstrap, retrained = (played.content(name, RETRIEVER_FILE) for name in ("bootstrap", "retrain"))
     assert [len(way) for way in ways] == [1, 1, 1]
     assert len({*ways[0], *ways[1], *ways[2], bootstrap, retrained}) == 5
 
 
-def test_an_averaged_retriever_lies_between_the_parent_and_what_was_fitted(played: Round) -> None:
+def test_the_averaged_retriever_is_the_mean_of_one_that_rehearses_and_one_that_does_not(played: Round) -> None:
+    fitted, rehearsing, found = (
+        Retriever.load(played.folder / name) for name in ("evorec-without-average", "evorec-rehearsal", "evorec")
+    )
+    assert [*found.rows] == [*fitted.rows]
+    for name, value in found.state_dict().items():
+        assert torch.allclose(value, (fitted.state_dict()[name] + rehearsing.state_dict()[name]) / 2, atol=1e-6)
+
+
+def test_averaged_with_its_parent_a_retriever_lies_between_that_and_what_was_fitted(played: Round) -> None:
     """Item ids that the parent lacks have zeros there."""
     start, fitted, found = (
-        Retriever.load(played.folder / name) for name in ("bootstrap", "evorec-without-average", "evorec")
+        Retriever.load(played.folder / name)
+        for name in ("bootstrap", "evorec-without-average", "evorec-parent-average")
     )
     known = len(start.rows)
     assert [*found.rows] == [*fitted.rows]

@@ -60,6 +60,18 @@ def test_scores_are_log_probabilities_over_the_catalog(trained: Retriever) -> No
     assert sum(torch.tensor(scores).exp().tolist()) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_what_it_remembers_of_histories_is_bounded_and_changes_no_score(
+    trained: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.retriever.REMEMBERED_STATES", 3)
+    index, ids = RetrieverIndex(trained, ITEMS), [item.item_id for item in ITEMS]
+    histories = [[item.item_id, TEAS[0].item_id] for item in ITEMS[1:]]
+    first = [index.scores(history, ids) for history in histories]
+    again = [index.scores(history, ids) for history in histories for _ in range(2)]
+    assert again[::2] == again[1::2] == first == [RetrieverIndex(trained, ITEMS).scores(h, ids) for h in histories]
+    assert len(index._states) <= 3
+
+
 def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path) -> None:
     trained.save(tmp_path)
     history, ids = [TEAS[1].item_id], [item.item_id for item in ITEMS]

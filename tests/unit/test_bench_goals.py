@@ -54,6 +54,16 @@ def test_a_loser_misses_it() -> None:
     assert said[KEEPS] == "-25%: **missed**"
 
 
+def test_goals_of_cost_are_left_out_where_the_accelerator_was_shared() -> None:
+    found = results({"frozen": 0.3, "retrain": 0.35, "finetune": 0.405, "evorec": 0.4})
+    assert sum("seconds" in goal for goal in verdicts(found)) == 2
+    found["machine"] |= {"accelerator": "a GPU", "shared": True}
+    said = verdicts(found)
+    assert not [goal for goal in said if "seconds" in goal]
+    # Level, and nobody knows at what cost.
+    assert said[LEADS].endswith("to `finetune`: **missed**")
+
+
 def test_being_level_counts_at_half_of_the_seconds() -> None:
     values = {"frozen": 0.3, "finetune": 0.405, "evorec": 0.4}
     cheap, dear = ({"seconds": {"update": seconds}, **_COST} for seconds in (10.0, 15.0))

@@ -34,6 +34,13 @@ def test_seeds_are_averaged_and_seconds_are_a_multiple() -> None:
     assert rows["finetune"][5] == "2.00x"
 
 
+def test_seconds_of_a_shared_accelerator_are_not_compared() -> None:
+    found = bench_results(["finetune", "evorec"], value=lambda *_: 0.4)
+    found["machine"] |= {"accelerator": "a GPU", "shared": True}
+    row = next(line for line in summary([found]) if line.startswith("| finetune"))
+    assert row.endswith("| – | level |")
+
+
 def test_there_is_no_table_without_evorec_or_with_it_alone() -> None:
     assert not rows_of({"frozen": 0.2, "finetune": 0.3})
     assert not rows_of({"evorec": 0.2})

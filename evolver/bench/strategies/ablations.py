@@ -37,8 +37,13 @@ ABLATIONS = (
         by_recipe(replace(EVOREC, retention=Retention.NOTHING)),
     ),
     Strategy(
+        "evorec-parent-average",
+        "EvoRec, with a retriever that is fitted to the window and averaged with its parent.",
+        by_recipe(replace(EVOREC, retention=Retention.PARENT)),
+    ),
+    Strategy(
         "evorec-rehearsal",
-        "EvoRec, with a retriever that rehearses what inactive users did, in place of the average with its parent.",
+        "EvoRec, with a retriever that rehearses what inactive users did, and is averaged with none.",
         by_recipe(replace(EVOREC, retention=Retention.REHEARSAL)),
     ),
 )
