@@ -166,12 +166,11 @@ class Learner:
 
         Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
         """
-        fitted, kept = self._renewed()
-        found = self._outdated(fitted) if self._recipe.forget else Forgetting(fitted, self._known)
-        return replace(found, retriever=kept)
+        asked, kept = self._renewed()
+        return self._outdated(asked, kept) if self._recipe.forget else Forgetting(kept, self._known)
 
     def _renewed(self) -> tuple[Retriever, Retriever]:
-        """The retriever that was fitted to the window, and the one to keep, made from it."""
+        """The retriever that Forget asks, and the one to keep."""
         report, retention = self._stages.report, self._recipe.retention
         if self._recipe.targets is Targets.EVERYTHING:
             trained = self._trained()
@@ -222,20 +221,20 @@ class Learner:
             device=self.model.device,
         )
 
-    def _outdated(self, retriever: Retriever) -> Forgetting:
+    def _outdated(self, asked: Retriever, kept: Retriever) -> Forgetting:
         current, events = {}, {}
         for user in sorted(self._split.active):
             with working_on(user):
                 events[user] = self._known.filter(user, self._split.visible[user])
                 n_old = sum(not self.examples.in_window(event) for event in events[user])
                 current[user] = CurrentSequence(item_sequence(events[user]), n_old)
-        gone = outdated(retriever, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
+        gone = outdated(asked, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
         )
         considered = sum(sequence.n_considered for sequence in current.values())
         share = len(forgotten) / max(1, considered)
-        return Forgetting(retriever, self._known.union(forgotten), len(forgotten), share)
+        return Forgetting(kept, self._known.union(forgotten), len(forgotten), share)
 
     # -- update -------------------------------------------------------------------------------------------------------
 

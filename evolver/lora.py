@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPU_ROOM = 4  # free memory that makes a GPU a choice, in sizes of the base: its weights, merged ones, activations
+GPU_ROOM_LEAST = 4 * 2**30  # bytes: of a small base batches of scores, and the retriever's training, take more
 MERGED_MIB = 4096  # most that merged copies of the weights may take
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -89,7 +90,7 @@ def train_device(settings: Settings, base_bytes: int) -> torch.device:
         return torch.device(settings.train_device)
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    free, needed = torch.cuda.mem_get_info()[0], GPU_ROOM * base_bytes
+    free, needed = torch.cuda.mem_get_info()[0], max(GPU_ROOM * base_bytes, GPU_ROOM_LEAST)
     if free < needed:
         log.warning("gpu_has_no_room", free=free, needed=needed, remedy="EVOREC_TRAIN_DEVICE names another")
         return torch.device("cpu")

@@ -57,13 +57,13 @@ def finetune_retriever(
     return model.to(CPU).eval()
 
 
-def averaged(parent: Retriever, fitted: Retriever, share: float) -> Retriever:
-    """The retriever whose weights lie between those of two, `share` of the way to `fitted`: of a parent and what came
-    from it (WiSE-FT, arXiv 2109.01903), or of two that came from one parent (a model soup, arXiv 2203.05482). Items
-    that `parent` does not know have zeros there.
+def averaged(start: Retriever, end: Retriever, share: float) -> Retriever:
+    """The retriever whose weights lie between those of two, `share` of the way from `start` to `end`: of a parent and
+    what came from it (WiSE-FT, arXiv 2109.01903), or of two that came from one parent (a model soup, arXiv 2203.05482).
+    `end` has all items of `start`; further ones have zeros there.
     """
-    model, end = parent.with_items([*fitted.rows]), fitted.state_dict()
-    model.load_state_dict({name: value.lerp(end[name], share) for name, value in model.state_dict().items()})
+    model, weights = start.with_items([*end.rows]), end.state_dict()
+    model.load_state_dict({name: value.lerp(weights[name], share) for name, value in model.state_dict().items()})
     return model.eval()
 
 

@@ -192,36 +192,50 @@ class RetrieverIndex:
         -> [len(item_ids)][len(history)]
         """
         added = [[0.0] * len(history) for _ in item_ids]
-        whole = self.scores(history, item_ids)
+        wanted = [self._rows[item_id] for item_id in item_ids]
+        whole = self._scores(history)[wanted].tolist()
         known = [index for index, one in enumerate(history) if one in self._rows]
         for index in known[-self._retriever.config.max_length :]:
-            without = self.scores([*history[:index], *history[index + 1 :]], item_ids)
+            # Nobody asks about these again, so they are not remembered.
+            rows = self._known_rows([*history[:index], *history[index + 1 :]])
+            without = self._log_probabilities(self._encoded(rows) if rows else None)[wanted].tolist()
             for row, with_it, without_it in zip(added, whole, without, strict=True):
                 row[index] = with_it - without_it
         return added
 
     def _scores(self, history: Sequence[ItemId]) -> Tensor:
         """log softmax over the catalog.  -> [I]"""
-        state = self._state(history)
-        if state is None:
-            return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
-        with torch.inference_mode():
-            return torch.log_softmax(self._vectors @ state, dim=0)
+        return self._log_probabilities(self._state(history))
 
     @torch.inference_mode()
+    def _log_probabilities(self, state: Tensor | None) -> Tensor:
+        """log softmax over the catalog after a history's state; all alike without one.  -> [I]"""
+        if state is None:
+            return torch.full((len(self._items),), -float(torch.tensor(max(1, len(self._items))).log()))
+        return torch.log_softmax(self._vectors @ state, dim=0)
+
+    def _known_rows(self, history: Sequence[ItemId]) -> tuple[int, ...]:
+        """The newest known items' rows, as many as the model reads."""
+        known = [self._rows[item_id] for item_id in history if item_id in self._rows]
+        return tuple(known[-self._retriever.config.max_length :])
+
     def _state(self, history: Sequence[ItemId]) -> Tensor | None:
         """The state after the newest known items; None where none is known.  -> [d]"""
-        known = [self._rows[item_id] for item_id in history if item_id in self._rows]
-        rows = tuple(known[-self._retriever.config.max_length :])
+        rows = self._known_rows(history)
         if not rows:
             return None
         state = self._states.get(rows)
         if state is None:
-            state = self._retriever.encode(self._vectors[list(rows)].unsqueeze(0))[0, -1]
             if len(self._states) >= REMEMBERED_STATES:
                 self._states.clear()
-            self._states[rows] = state
+            self._states[rows] = state = self._encoded(rows)
         return state
+
+    @torch.inference_mode()
+    def _encoded(self, rows: Sequence[int]) -> Tensor:
+        """-> [d]"""
+        states = self._retriever.encode(self._vectors[list(rows)].unsqueeze(0))
+        return states[0, -1].clone()  # a view would keep the states of all its items
 
 
 def _half_precision(vectors: Tensor) -> HalfPrecisionIndex:

@@ -117,7 +117,7 @@ def bench_results(
     return {
         "format": FORMAT,
         "command": "evorec bench --items shop/items.jsonl --interactions shop/interactions.csv",
-        "machine": {"cores": 2, "threads": 1, "accelerator": None, "shared": False},
+        "machine": {"cores": 2, "threads": 1, "accelerator": None},
         "data": {
             "name": "shop",
             "items": 60,

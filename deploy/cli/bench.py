@@ -218,13 +218,14 @@ def _seed(
             size.rounds,
             size.evaluated,
             leave_one_out=size.leave_one_out and seed == BASE_SEED,
+            shared=shared and settings.train_device != "cpu",
         )
         run.run(watcher)
         watcher.step("intervals", 1, 1)
     path = folder / "results.json"
     results = {
         "command": _command(source, size, base, [strategy.name for strategy in strategies]),
-        "machine": machine(settings.train_device, shared=shared),
+        "machine": machine(settings.train_device),
         "data": about,
         "seed": seed,
         "base": about_base(model, config),

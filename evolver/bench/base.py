@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from evolver.bench.locks import alone_in
 from evolver.bench.timeline import Timeline
 from evolver.inputs import EvolutionInputs
 from evolver.pretrain.config import PretrainConfig, scaled
@@ -50,13 +51,14 @@ def ensure_base(
             "nothing of a window. Name one with --base."
         )
     folder = state_dir / "bench" / "bases" / _key(past, config)
-    if not (folder / FINISHED).is_file():
 
-        def report(step: int, total: int, parts: dict[str, float]) -> None:
-            on_step((step + 1) / total, f"step {step + 1}/{total}, loss {parts['loss']:.2f}")
+    def report(step: int, total: int, parts: dict[str, float]) -> None:
+        on_step((step + 1) / total, f"step {step + 1}/{total}, loss {parts['loss']:.2f}")
 
-        events = [event for user, events in past.histories.items() if user not in past.panel for event in events]
-        pretrain([corpus_of(past.items, events)], folder, config, report, device=device)
+    with alone_in(folder):
+        if not (folder / FINISHED).is_file():
+            events = [event for user, events in past.histories.items() if user not in past.panel for event in events]
+            pretrain([corpus_of(past.items, events)], folder, config, report, device=device)
     return folder, config
 
 

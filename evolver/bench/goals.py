@@ -16,13 +16,13 @@ from evolver.bench.tables import (
     Results,
     between,
     figure,
+    has_seconds,
     interval,
     markdown,
     mean_figure,
     n_rounds,
     over_seeds,
     rule_figure,
-    seconds_count,
     strategies_of,
     trainable_share,
 )
@@ -59,9 +59,9 @@ def goals(seeds: Sequence[Results]) -> list[str]:
             rows.append((f"U_I keeps {GAIN_KEPT:.0%} of `{FINETUNE}`'s gain, {where}", _keeps(seeds, candidates)))
         rows.append((f"the blend beats each rule and part, {where}", _blend_wins(seeds, kind, candidates)))
     rows.append((f"at most {MOST_TRAINED:.0%} of LoRA trains", _trains(seeds)))
-    if FINETUNE in names and seconds_count(seeds):
+    if FINETUNE in names and has_seconds(seeds):
         rows.append((f"seconds per example at most {COST_PER_EXAMPLE:.0%} of `{FINETUNE}`'s", _per_example(seeds)))
-    if RETRAIN in names and seconds_count(seeds):
+    if RETRAIN in names and has_seconds(seeds):
         rows.append((f"seconds at most {COST_OF_ROUND:.0%} of `{RETRAIN}`'s", _of_retraining(seeds)))
     numbers = range(1, n_rounds(seeds) + 1)
     table = markdown(
@@ -104,10 +104,12 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
     def cell(number: int) -> str:
         best = max(others, key=lambda name: mean_figure(seeds, number, name, kind, candidates, "U", FIGURE))
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
-        seconds = _seconds(seeds, number, best) if seconds_count(seeds) else 0.0
+        seconds = _seconds(seeds, number, best) if has_seconds(seeds) else 0.0
         share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
         met = found.mean >= 0 or (found.high >= 0 and share <= COST_WHERE_LEVEL)
         cost = f", {share:.2f} of its seconds" if seconds else ""
+        if found.low <= 0 <= found.high and not (met or has_seconds(seeds)):
+            return f"{interval(found)} to `{best}`: level, at an unknown cost"
         return said(f"{interval(found)} to `{best}`{cost}", met)
 
     return cell

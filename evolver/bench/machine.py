@@ -10,15 +10,12 @@ from typing import Any
 import torch
 
 
-def machine(device: str, *, shared: bool) -> dict[str, Any]:
-    """Cores that this process may use, threads that torch does use, the accelerator that did the work, and whether
-    other processes used that one too.
-    """
+def machine(device: str) -> dict[str, Any]:
+    """Cores that this process may use, threads that torch does use, and the accelerator that did the work."""
     return {
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "accelerator": None if device == "cpu" else torch.cuda.get_device_name(device),
-        "shared": shared and device != "cpu",
     }
 
 

@@ -12,7 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.results import EVOREC
-from evolver.bench.tables import Results, mean_figure, mean_seconds, n_rounds, seconds_count, strategies_of
+from evolver.bench.tables import Results, has_seconds, mean_figure, mean_seconds, n_rounds, strategies_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -27,7 +27,7 @@ def draw_plots(seeds: Sequence[Results], folder: Path, *, prefix: str) -> dict[P
     plots = {
         "rounds": (_rounds(seeds), "NDCG@3 per round for active and inactive users"),
         "cost": (
-            _cost(seeds) if seconds_count(seeds) else None,
+            _cost(seeds) if has_seconds(seeds) else None,
             "NDCG@3 in the last round against training seconds per round",
         ),
         "votes": (_votes(seeds), "Which layers active users voted for"),

@@ -21,7 +21,7 @@ from evolver.bench.plots import draw_plots
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
 from evolver.bench.summary import summary
-from evolver.bench.tables import Results, everything, markdown, seconds_count, strategies_of
+from evolver.bench.tables import Results, everything, has_seconds, markdown, strategies_of
 from shared.errors import InvalidInput, NotFound
 
 READING = [
@@ -112,11 +112,21 @@ def about(seeds: Sequence[Results]) -> list[str]:
     named = [[name, said[name]] for name in strategies_of(seeds)]
     rules = [[*row] for row in RULES.items()]
     lines += markdown(["strategy", "what it does"], named, align="---")
+    lines += _left_out(seeds)
     return [*lines, *markdown(["rule", "ranks a candidate by"], rules, align="---")]
 
 
+def _left_out(seeds: Sequence[Results]) -> list[str]:
+    """A line on strategies that not all seeds have."""
+    everyone = strategies_of(seeds)
+    names = dict.fromkeys(name for one in seeds for name in one["strategies"] if name not in everyone)
+    with_it = {name: ", ".join(str(one["seed"]) for one in seeds if name in one["strategies"]) for name in names}
+    said = "; ".join(f"{name} (seeds {numbers})" for name, numbers in with_it.items())
+    return [f"Left out, since not all seeds have them: {said}.", ""] if said else []
+
+
 def _clock(seeds: Sequence[Results]) -> str:
-    if not seconds_count(seeds):
+    if not has_seconds(seeds):
         return "Other processes used the accelerator meanwhile, so no seconds are given."
     accelerated = seeds[0]["machine"]["accelerator"]
     return f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}."

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
+from evolver.bench.locks import alone_in
 from evolver.bench.paired import asked, group_masks
 from evolver.bench.rules import RULES
 from evolver.bench.runner import BOOTSTRAP_FOLDER, LEAVE_ONE_OUT_FOLDER, RESULT, RULES_FOLDER, SCORES
@@ -98,6 +99,7 @@ def _figures(ranks: NDArray[np.int64], cutoffs: Sequence[int]) -> dict[str, floa
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """One document, replaced at once."""
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps({"format": FORMAT, **results}, indent=1) + "\n")
-    aside.replace(path)
+    with alone_in(path):
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps({"format": FORMAT, **results}, indent=1) + "\n")
+        aside.replace(path)

@@ -5,6 +5,7 @@
     FOLDER/bootstrap/                the version of the past: version/, result.json
     FOLDER/rules/round-1/            plain rules on the same candidates: scores.npz, result.json
     FOLDER/STRATEGY/round-1/         version/, scores.npz, result.json
+    *.lock                           empty; beside each of these
 
 A step is written aside and renamed, so a run that ended anywhere goes on behind its last finished step. Several
 processes may work in one folder, each on strategies of its own: a step that they share is made by the first of them.
@@ -12,7 +13,6 @@ processes may work in one folder, each on strategies of its own: a step that the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from evolver.bench.base import data_hash
 from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
 from evolver.bench.leave_one_out import leave_one_out
+from evolver.bench.locks import alone_in
 from evolver.bench.rules import score_rules
 from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
@@ -77,7 +78,7 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class SeedRun:
     """One dataset, base and seed. `settings.base_model` is a base that has seen nothing after the past.
-    `leave_one_out`: whether the retriever is tried in that protocol too.
+    `leave_one_out`: whether the retriever is tried in that protocol too. `shared`: other processes use the same GPU.
     """
 
     timeline: Timeline
@@ -88,6 +89,7 @@ class SeedRun:
     rounds: int
     max_evaluated: int
     leave_one_out: bool = False
+    shared: bool = False
 
     def run(self, watcher: Watcher) -> None:
         """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
@@ -135,12 +137,18 @@ class SeedRun:
             "seed": self.timeline.seed,
             "base": base_model_hash(self.settings.base_model),
             "max_evaluated": self.max_evaluated,
+            # A later call must not report these steps' seconds as if they had been alone.
+            **({"shared": True} if self.shared else {}),
             **self.settings.model_dump(mode="json", include=set(SETTINGS_THAT_COUNT)),
             # A set has no order of its own.
             "positive_events": sorted(self.settings.positive_events),
         }
 
     def _keep_arguments(self) -> None:
+        with alone_in(self.folder / ARGUMENTS):
+            self._compare_arguments()
+
+    def _compare_arguments(self) -> None:
         path, wanted = self.folder / ARGUMENTS, self.arguments()
         if path.is_file():
             before = json.loads(path.read_text())
@@ -152,7 +160,6 @@ class SeedRun:
                     "another --out."
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".new")
         aside.write_text(json.dumps(wanted, indent=1) + "\n")
         aside.replace(path)
@@ -237,9 +244,7 @@ def _about(learned: Learned) -> dict[str, Any]:
 
 def _once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> None:
     """Make a step's folder, unless it is there; it appears whole or not at all. Waits for another process at it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the end of the process, however it comes
+    with alone_in(folder):
         if (folder / RESULT).is_file():
             return
         aside = folder.with_name(f"{folder.name}.new")

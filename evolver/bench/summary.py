@@ -10,11 +10,11 @@ from evolver.bench.results import CUTOFFS, EVOREC
 from evolver.bench.tables import (
     NOTHING,
     Results,
+    has_seconds,
     interval,
     markdown,
     mean_seconds,
     n_rounds,
-    seconds_count,
     strategies_of,
 )
 
@@ -55,7 +55,7 @@ def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: s
 
 def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:
     """EvoRec's seconds of learning as a multiple of the other's."""
-    theirs = mean_seconds(seeds, other) if seconds_count(seeds) else 0.0
+    theirs = mean_seconds(seeds, other) if has_seconds(seeds) else 0.0
     return f"{mean_seconds(seeds, EVOREC) / theirs:.2f}x" if theirs else NOTHING
 
 

@@ -186,7 +186,7 @@ def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:
 def cost(seeds: Sequence[Results]) -> list[str]:
     """Means over rounds, then over seeds, of what learning took."""
     columns: dict[str, Callable[[str], str]] = {}
-    if seconds_count(seeds):
+    if has_seconds(seeds):
         columns |= {f"{stage}, s": partial(_stage_seconds, seeds, stage) for stage in _stages(seeds)}
         columns["total, s"] = lambda name: spread([total_seconds(one, name) for one in seeds], 1)
         columns["s per example"] = partial(_per_example, seeds)
@@ -207,9 +207,9 @@ def cost(seeds: Sequence[Results]) -> list[str]:
     return markdown(header, rows)
 
 
-def seconds_count(seeds: Sequence[Results]) -> bool:
+def has_seconds(seeds: Sequence[Results]) -> bool:
     """Whether seconds say anything: not where other processes used the same accelerator meanwhile."""
-    return not any(one["machine"].get("shared") for one in seeds)
+    return not any(one["arguments"].get("shared") for one in seeds)
 
 
 def _stages(seeds: Sequence[Results]) -> list[str]:

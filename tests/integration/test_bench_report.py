@@ -46,9 +46,17 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
     assert "nan" not in text
 
 
+def test_strategies_that_only_some_seeds_have_are_named_and_left_out(tmp_path: Path) -> None:
+    few = bench_results(["frozen", "evorec"], seed=1, value=lambda *_: 0.5)
+    (tmp_path / "1.json").write_text(json.dumps(few))
+    text = write_report([_written(tmp_path, 0), tmp_path / "1.json"], tmp_path / "report.md").read_text()
+    assert "Left out, since not all seeds have them: retrain (seeds 0)." in text
+    assert "| retrain |" not in text
+
+
 def test_a_report_of_a_shared_accelerator_has_no_seconds(tmp_path: Path) -> None:
-    machine = {"cores": 16, "threads": 1, "accelerator": "a GPU", "shared": True}
-    text = write_report([_written(tmp_path, 0, machine=machine)], tmp_path / "report.md").read_text()
+    arguments = {"max_train_examples": 1500, "max_evaluated": 1000, "shared": True}
+    text = write_report([_written(tmp_path, 0, arguments=arguments)], tmp_path / "report.md").read_text()
     assert "Other processes used the accelerator meanwhile, so no seconds are given." in text
     assert "total, s" not in text
     assert "| strategy | examples | tokens forward |" in text

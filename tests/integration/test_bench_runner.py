@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -168,7 +168,7 @@ def test_a_run_that_crashed_goes_on_where_it_was(base: Path, tmp_path: Path, lab
 
 
 def test_processes_in_one_folder_make_each_step_once(base: Path, tmp_path: Path) -> None:
-    """A second one that comes while the first is at the bootstrap waits for it."""
+    """A second one that comes while the first is at a strategy's round waits for it."""
     first, second = (_Lab(base, tmp_path / "seed-0") for _ in range(2))
     waiting: list[Thread] = []
 
@@ -189,6 +189,35 @@ def test_processes_in_one_folder_make_each_step_once(base: Path, tmp_path: Path)
     assert first.bootstraps + second.bootstraps == 1
     made = [(name, task.inputs.window_event_ids) for name, task in (*first.tasks, *second.tasks)]
     assert len(made) == len(set(made)) == 2 * ROUNDS
+
+
+def test_processes_that_begin_at_once_agree_on_the_arguments(base: Path, tmp_path: Path) -> None:
+    labs = [_Lab(base, tmp_path / "seed-0") for _ in range(3)]
+    together = Barrier(len(labs))
+    failed: list[BaseException] = []
+
+    def begin(lab: _Lab) -> None:
+        together.wait()
+        try:
+            lab.run()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [Thread(target=begin, args=[lab]) for lab in labs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failed
+    assert sum(lab.bootstraps for lab in labs) == 1
+    assert sum(len(lab.tasks) for lab in labs) == 2 * ROUNDS
+
+
+def test_seconds_of_a_shared_gpu_cannot_be_reported_by_a_later_call(base: Path, tmp_path: Path) -> None:
+    lab = _Lab(base, tmp_path / "seed-0")
+    lab.run(rounds=1, shared=True)
+    with pytest.raises(Conflict, match="shared was True, now None"):
+        lab.run(rounds=1)
 
 
 def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _Lab, tmp_path: Path) -> None:

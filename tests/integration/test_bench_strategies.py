@@ -228,6 +228,10 @@ def test_locating_rules_differ_in_what_they_make_of_the_same_similarities(played
     assert layers["evorec-most-similar"] == tuple(sorted(by_mean[-3:]))
     assert layers["evorec-top-layers"] == (7, 8, 9)
     assert min(location.layers) >= 4
+    assert not any(location.votes[:4])
+    of_all = played.learned["evorec-any-layers"].location
+    assert any(of_all.votes[:4])
+    assert of_all.similarity == location.similarity
     assert layers["evorec-without-forget"] == layers["evorec-without-consistency"] == location.layers
     assert sum(location.votes) == played.settings.max_located_users
 

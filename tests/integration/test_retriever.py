@@ -67,9 +67,19 @@ def test_what_it_remembers_of_histories_is_bounded_and_changes_no_score(
     index, ids = RetrieverIndex(trained, ITEMS), [item.item_id for item in ITEMS]
     histories = [[item.item_id, TEAS[0].item_id] for item in ITEMS[1:]]
     first = [index.scores(history, ids) for history in histories]
+    assert first == [RetrieverIndex(trained, ITEMS).scores(history, ids) for history in histories]
+    assert 0 < len(index._states) <= 3
+    read: list[torch.Tensor] = []
+    encode = trained.encode
+
+    def watched(vectors: torch.Tensor) -> torch.Tensor:
+        read.append(vectors)
+        return encode(vectors)
+
+    monkeypatch.setattr(trained, "encode", watched)
     again = [index.scores(history, ids) for history in histories for _ in range(2)]
-    assert again[::2] == again[1::2] == first == [RetrieverIndex(trained, ITEMS).scores(h, ids) for h in histories]
-    assert len(index._states) <= 3
+    assert again[::2] == again[1::2] == first
+    assert len(read) <= len(histories)
 
 
 def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path) -> None:

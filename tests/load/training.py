@@ -34,7 +34,7 @@ COMMAND = "python -m tests.load.training"
 STORE_SEED = 7001
 HISTORY, CANDIDATES = 16, 30  # some 400 tokens
 LORA_STD = 0.02
-SCORED = 32  # prompts in a batch of scores
+SCORED = 32  # prompts in a batch of what it is compared with
 LOCATED = ((7, 8, 9), (4, 8, 9), (0, 8, 9))
 # Of fine-tuning all layers, where the lowest located layer is in the upper two thirds.
 TARGET = 0.60

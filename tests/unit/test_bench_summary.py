@@ -36,7 +36,7 @@ def test_seeds_are_averaged_and_seconds_are_a_multiple() -> None:
 
 def test_seconds_of_a_shared_accelerator_are_not_compared() -> None:
     found = bench_results(["finetune", "evorec"], value=lambda *_: 0.4)
-    found["machine"] |= {"accelerator": "a GPU", "shared": True}
+    found["arguments"] |= {"shared": True}
     row = next(line for line in summary([found]) if line.startswith("| finetune"))
     assert row.endswith("| – | level |")
 

@@ -24,6 +24,15 @@ def test_left_open_it_is_a_gpu_with_room(
     assert train_device(Settings(), base_bytes=2 * GIB) == torch.device(expected)
 
 
+@pytest.mark.parametrize(("free_gib", "expected"), [(5, "cuda"), (3, "cpu")])
+def test_a_small_base_still_needs_room_for_its_batches(
+    monkeypatch: pytest.MonkeyPatch, free_gib: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_gib * GIB, 10 * GIB))
+    assert train_device(Settings(), base_bytes=2**20) == torch.device(expected)
+
+
 def test_a_named_device_is_taken_whatever_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert train_device(Settings(train_device="cpu"), base_bytes=1) == torch.device("cpu")

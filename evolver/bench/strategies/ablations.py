@@ -16,9 +16,11 @@ def _in_layers(name: str, what: str, rule: LayerRule) -> Strategy:
 
 ABLATIONS = (
     _in_layers("all-layers", "all layers", Unasked(every_layer)),
-    _in_layers("random-layers", "as many layers as it would locate, drawn with the seed", Unasked(random_layers)),
-    _in_layers("mean-similarity", "the layers of lowest mean similarity, in place of most votes", Asked(least_similar)),
-    _in_layers("most-similar", "the layers that react least (highest mean similarity)", Asked(most_similar)),
+    _in_layers(
+        "random-layers", "as many layers of all as it would locate, drawn with the seed", Unasked(random_layers)
+    ),
+    _in_layers("mean-similarity", "the layers of lowest mean similarity, of all", Asked(least_similar)),
+    _in_layers("most-similar", "the layers that react least (highest mean similarity), of all", Asked(most_similar)),
     _in_layers("any-layers", "the layers with most votes of all, as the paper does", Asked(located)),
     _in_layers("top-layers", "as many of the highest layers as it would locate", Unasked(top_layers)),
     Strategy(

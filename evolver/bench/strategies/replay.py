@@ -11,7 +11,7 @@ from evolver.recipe import Retention, Targets
 
 REPLAY = Strategy(
     "replay",
-    "All layers of the previous LoRA train on the window and a seeded sample of the past, half and half; so does the "
-    "retriever.",
+    "All layers of the previous LoRA train on the window and a seeded sample of the past, half and half; the "
+    "retriever rehearses what some inactive users did.",
     by_recipe(replace(WINDOW_ALONE, targets=Targets.WINDOW_AND_PAST, retention=Retention.REHEARSAL)),
 )
