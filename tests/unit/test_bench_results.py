@@ -80,8 +80,8 @@ def test_differences_are_bold_where_their_interval_leaves_zero_out_and_turn_roun
 def test_cost_and_sanity_rows_by_hand() -> None:
     seeds = [bench_results([*VALUES], value=_value)]
     lines = cost(seeds)
-    assert _cells(lines[2]) == ["frozen", "0.0", "0.0", "0.0", "0", "–", "0", "0", "30%", "512"]
-    assert _cells(lines[4]) == ["evorec", "6.0", "40.0", "46.0", "200", "0.230", "4,000", "2,000", "30%", "512"]
+    assert _cells(lines[2]) == ["frozen", "0.0", "0.0", "0.0", "–", "0", "0", "0", "30%", "512"]
+    assert _cells(lines[4]) == ["evorec", "6.0", "40.0", "46.0", "0.230", "200", "4,000", "2,000", "30%", "512"]
     rows = [_cells(line) for line in sanity(seeds, "memory", "weighted")[2:-1]]
     assert [row[0] for row in rows[-3:]] == [
         "evorec: the retriever alone",
