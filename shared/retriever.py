@@ -168,7 +168,7 @@ class RetrieverIndex:
             rows, products = self._large.best(state.numpy(), k, allowed.numpy())
             values = torch.log_softmax(torch.tensor(products), dim=0).tolist()
         else:
-            best = torch.topk(self._scores(history).masked_fill(~allowed, -torch.inf), k)
+            best = torch.topk(self._log_probabilities(state).masked_fill(~allowed, -torch.inf), k)
             rows, values = best.indices.tolist(), best.values.tolist()
         return [(self._items[row].item_id, value) for row, value in zip(rows, values, strict=True)]
 
