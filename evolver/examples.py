@@ -20,6 +20,8 @@ from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
 from shared.types import Interaction, ItemId, UserId
 
+EXAMPLES_PER_INACTIVE = 8  # as many as there are beside each inactive user's prompt in a step of Update
+
 Position = tuple[UserId, int]
 """An interaction: its user, and its place in their filtered history."""
 
@@ -98,7 +100,7 @@ class Examples:
     def inactive(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Prompt]:
         """What inactive users would be asked now: their histories and retrieved candidates."""
         prompts = []
-        for user in self.inactive_users(self._settings.max_train_examples // 4):
+        for user in self.inactive_users(-(-self._settings.max_train_examples // EXAMPLES_PER_INACTIVE)):
             with working_on(user):
                 history = filtered(forgotten, user, self._split.visible[user])
                 candidates = self._served_candidates(index, user, history)

@@ -14,7 +14,7 @@ model loses without it: docs/adr/0006.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ THRESHOLD = -0.5  # theta, in nats: chosen on generated stores, where it is know
 RECENT = 4  # |R|
 KEPT_NEWEST = 3  # never forgotten, window or not
 PRIOR_ITEMS = 512  # p(r) is the mean of p(r | o) over so many items of the catalog
+SCORED_AT_ONCE = 2**22  # entries of log p(r | o), some users together
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,13 @@ class CurrentSequence:
         return max(0, min(self.n_old, len(self.items) - KEPT_NEWEST))
 
 
-def contributions(model: Retriever, vectors: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
+def contributions(given: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
     """c(o) of each older interaction.
 
-    vectors: item vectors [I, d], log_prior: log p(r) [I], old: catalog rows [O], recent: catalog rows of R -> [O]
+    given: log p(. | o) of some interactions [N, I], log_prior: log p(r) [I], old: places among the N [O], recent:
+    catalog rows of R -> [O]
     """
-    return (alone(model, vectors, old)[:, recent] - log_prior[recent]).max(1).values
+    return (given[old[:, None], recent] - log_prior[recent]).max(1).values
 
 
 def alone(model: Retriever, vectors: Tensor, rows: Tensor) -> Tensor:
@@ -77,16 +79,56 @@ def outdated(
     rows_of = {item.item_id: row for row, item in enumerate(items)}
     vectors = model.item_vectors(items)
     prior = log_prior(model, vectors) if len(items) else vectors
+    asked = [one for user, sequence in sequences.items() if (one := _asked(user, sequence, rows_of, model))]
     found: dict[UserId, frozenset[int]] = {}
-    for done, (user, sequence) in enumerate(sequences.items(), start=1):
-        known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
-        old = [p for p in known[:-KEPT_NEWEST] if p < sequence.n_old]
-        recent = [p for p in known if p >= sequence.n_old][-RECENT:]
-        if old and recent:
-            rows = torch.tensor([rows_of[sequence.items[p]] for p in (*old, *recent)])
-            scores = contributions(model, vectors, prior, rows[: len(old)], rows[len(old) :])
-            gone = frozenset(p for p, score in zip(old, scores.tolist(), strict=True) if score < threshold)
+    done = 0
+    for chunk in _chunks(asked, max(1, SCORED_AT_ONCE // max(1, len(items)))):
+        rows, places = torch.unique(torch.cat([one.old for one in chunk]), return_inverse=True)
+        given = alone(model, vectors, rows)
+        for one, old in zip(chunk, places.split([len(one.old) for one in chunk]), strict=True):
+            scores = contributions(given, prior, old, one.recent).tolist()
+            gone = frozenset(p for p, score in zip(one.positions, scores, strict=True) if score < threshold)
             if gone:
-                found[user] = gone
-        on_user(done / len(sequences))
+                found[one.user_id] = gone
+        done += len(chunk)
+        on_user(done / len(asked))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A user with something to forget: the older interactions' `positions` and catalog rows `old` [O], and the rows of
+    R.
+    """
+
+    user_id: UserId
+    positions: tuple[int, ...]
+    old: Tensor
+    recent: Tensor
+
+
+def _asked(user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int], model: Retriever) -> _Asked | None:
+    known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
+    old = tuple(p for p in known[:-KEPT_NEWEST] if p < sequence.n_old)
+    recent = [p for p in known if p >= sequence.n_old][-RECENT:]
+    if not (old and recent):
+        return None
+
+    def rows(positions: Sequence[int]) -> Tensor:
+        return torch.tensor([rows_of[sequence.items[p]] for p in positions])
+
+    return _Asked(user, old, rows(old), rows(recent))
+
+
+def _chunks(asked: Sequence[_Asked], interactions: int) -> Iterator[list[_Asked]]:
+    """Users together, as long as they have not more older interactions than that (or one user)."""
+    chunk: list[_Asked] = []
+    together = 0
+    for one in asked:
+        if chunk and together + len(one.old) > interactions:
+            yield chunk
+            chunk, together = [], 0
+        chunk.append(one)
+        together += len(one.old)
+    if chunk:
+        yield chunk

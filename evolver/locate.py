@@ -8,7 +8,7 @@ candidates, run through the current model. With h_l(t) the output of decoder blo
     S      = the k = floor(0.3 L) layers with most votes        (ties: the lower mean similarity)
 
 The paper lets users vote for any layer; here for one of the upper two thirds, so that what lies below is computed once
-(docs/adr/0023).
+(docs/adr/0023), and of layers whose votes so few users cannot tell apart the higher one is taken (docs/adr/0025).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 LOCATED_SHARE = 0.3
+CLEAR = 2.0  # standard deviations between two layers' votes, from where on they differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def located(similarity: Tensor) -> Location:
 
 
 def located_in_upper(similarity: Tensor) -> Location:
-    """As `located`, but users choose among the upper two thirds: what lies below is then computed once per prompt.
+    """As `located`, but users choose among the upper two thirds, and the lowest layer gives way to a higher one with
+    not clearly fewer votes: what lies below the lowest is computed once per prompt.
 
     similarity: [U, L]
     """
@@ -94,7 +96,29 @@ def located_in_upper(similarity: Tensor) -> Location:
     upper = similarity.clone()
     upper[:, : min(first_upper_layer(n_layers), n_layers - 1)] = torch.inf
     found = located(upper)
-    return Location(found.layers, found.votes, tuple(similarity.mean(0).tolist()))
+    return Location(raised(found.layers, found.votes), found.votes, tuple(similarity.mean(0).tolist()))
+
+
+def raised(layers: Sequence[int], votes: Sequence[int]) -> tuple[int, ...]:
+    """As many layers, after the lowest has given way to a higher one as often as there is one with not clearly fewer
+    votes: n and m of them differ where n - m > 2 sqrt(n + m), two standard deviations of the difference of two counts.
+
+    Of ten users two more voted for layer 1 than for layer 2, which is little; of a hundred twenty more did:
+
+    >>> raised((1, 3), (0, 4, 2, 4)), raised((1, 3), (0, 40, 20, 40))
+    ((2, 3), (1, 3))
+    """
+    chosen = set(layers)
+    while True:
+        lowest = min(chosen)
+        higher = [
+            layer
+            for layer in range(lowest + 1, len(votes))
+            if layer not in chosen and votes[lowest] - votes[layer] <= CLEAR * math.sqrt(votes[lowest] + votes[layer])
+        ]
+        if not higher:
+            return tuple(sorted(chosen))
+        chosen = chosen - {lowest} | {max(higher, key=lambda layer: (votes[layer], layer))}
 
 
 def least_similar(similarity: Tensor) -> Location:

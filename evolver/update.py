@@ -41,12 +41,14 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class UpdateConfig:
-    """The optimiser's settings; `consistency` are the values of lambda to choose from, `kept_mib` the memory for what
-    the layers below the located ones make of each prompt (4 T d bytes for T tokens; beyond it they run each time).
+    """The optimiser's settings; `consistency` are the values of lambda to choose from, `inactive_beside` how many
+    inactive users' prompts accompany each batch, `kept_mib` the memory for what the layers below the located ones make
+    of each prompt (4 T d bytes for T tokens; beyond it they run each time).
     """
 
     epochs: int = 2
     batch_size: int = 16
+    inactive_beside: int = 2
     learning_rate: float = 1e-3
     consistency: tuple[float, ...] = (1.0,)
     checks: int = 2  # validations (candidate checkpoints) in a training run
@@ -189,12 +191,10 @@ class _Run:
     def _drawn(
         self, inactive: Sequence[tuple[Prompt, list[float]]], steps: int, rng: np.random.Generator
     ) -> list[list[tuple[Prompt, list[float]]]]:
-        """Half a batch of inactive users for each step: drawn for all steps at once, so that prompts of like length
-        come together.
-        """
+        """Inactive users for each step: drawn for all steps at once, so that prompts of like length come together."""
         if not inactive or self._weight <= 0:
             return [[]] * steps
-        size = max(1, self._config.batch_size // 2)
+        size = self._config.inactive_beside
         drawn = [inactive[i] for i in rng.integers(0, len(inactive), size=size * steps)]
         return [[drawn[i] for i in chunk] for chunk in batches_by_length([p for p, _ in drawn], size, rng=rng)]
 

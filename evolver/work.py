@@ -41,12 +41,12 @@ def work_of_update(
     """What `evolver.update.update` does with these arguments: one training run per consistency weight, the teacher's
     pass and all validations.
 
-    Inactive prompts are drawn with replacement, half a batch a step; they count at their mean length.
+    Inactive prompts are drawn with replacement, some in each step; they count at their mean length.
     """
     n_trained = len(inactive) - len(inactive) // 5
     aligned = config.epochs * tokens(example.prompt for example in active)
     steps = config.epochs * -(-len(active) // config.batch_size)
-    drawn = steps * max(1, config.batch_size // 2) if n_trained else 0
+    drawn = steps * config.inactive_beside if n_trained else 0
     consistent = round(drawn * tokens(inactive[:n_trained]) / max(1, n_trained))
     weights = config.consistency if inactive else config.consistency[:1]
     backward = sum(aligned + (consistent if weight > 0 else 0) for weight in weights)

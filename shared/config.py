@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     )
     seed: int = 0
     max_train_examples: PositiveInt = 1200
-    max_located_users: PositiveInt = 256
+    max_located_users: PositiveInt = 64
     max_evaluated_users: PositiveInt = 400
     max_validation_users: PositiveInt = Field(96, description="They choose checkpoint, blend and consistency weight")
     retriever_epochs: PositiveInt = Field(12, description="Training of the retriever at the bootstrap")

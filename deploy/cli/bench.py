@@ -53,7 +53,7 @@ QUICK = Size(
     settings={
         "retriever_epochs": 3,
         "retriever_window_epochs": 2,
-        "max_located_users": 64,
+        "max_located_users": 32,
         "max_validation_users": 48,
     },
 )

@@ -17,6 +17,7 @@ from evolver.bench.strategies import STRATEGIES, make_bootstrap
 from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.strategy import Learned, Task
 from evolver.bench.version_files import load_blend, load_version
+from evolver.examples import EXAMPLES_PER_INACTIVE
 from evolver.inputs import EvolutionInputs, ParentVersion
 from evolver.learning import FITTED_SHARE
 from evolver.lora import lora_state
@@ -319,7 +320,7 @@ def test_what_is_forgotten(played: Round, name: str) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_who_is_held_to_the_parent(played: Round, name: str) -> None:
-    expected = played.settings.max_train_examples // 4 if name in CONSISTENT else 0
+    expected = played.settings.max_train_examples // EXAMPLES_PER_INACTIVE if name in CONSISTENT else 0
     assert played.seen[name].n_inactive == expected
     assert played.learned[name].consistency == (1.0 if name in CONSISTENT else 0.0)
 

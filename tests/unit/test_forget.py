@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evolver.forget import KEPT_NEWEST, CurrentSequence, contributions, log_prior, outdated
+from evolver.forget import KEPT_NEWEST, CurrentSequence, alone, contributions, log_prior, outdated
 from shared.retriever import Retriever, RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
@@ -25,7 +25,8 @@ def test_contribution_is_what_the_interaction_alone_says_about_the_one_it_speaks
     vectors = model.item_vectors(ITEMS).detach()
     old, recent = [8, 0], [1, 9]
     with torch.inference_mode():
-        scores = contributions(model, vectors, log_prior(model, vectors), torch.tensor(old), torch.tensor(recent))
+        given = alone(model, vectors, torch.arange(len(ITEMS)))
+        scores = contributions(given, log_prior(model, vectors), torch.tensor(old), torch.tensor(recent))
 
         def p(target: int, given: int) -> float:
             state = model.encode(vectors[[given]][None])[0, 0]
@@ -43,3 +44,20 @@ def test_short_histories_forget_nothing() -> None:
     short = CurrentSequence(tuple(i.item_id for i in TEAS[:KEPT_NEWEST]), n_old=1)
     alone = CurrentSequence((TEAS[0].item_id,), n_old=0)
     assert outdated(model, ITEMS, {UserId("a"): short, UserId("b"): alone}, threshold=1e9) == {}
+
+
+@pytest.mark.parametrize("at_once", [1, 10**9])
+def test_users_together_forget_what_each_would(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """However many are scored at once; some share items, and one has items that left the catalog."""
+    torch.manual_seed(0)
+    model = Retriever([item.item_id for item in ITEMS], RetrieverConfig(width=32, layers=1, word_buckets=256)).eval()
+    ids = [item.item_id for item in ITEMS]
+    sequences = {
+        UserId(f"u{n}"): CurrentSequence((*ids[n : n + 6], ItemId("gone"), ids[0], ids[n + 7]), n_old=4 + n % 3)
+        for n in range(8)
+    }
+    monkeypatch.setattr("evolver.forget.SCORED_AT_ONCE", at_once)
+    each = [outdated(model, ITEMS, {user: sequence}, threshold=0.5) for user, sequence in sequences.items()]
+    together = outdated(model, ITEMS, sequences, threshold=0.5)
+    assert together == {user: gone for found in each for user, gone in found.items()}
+    assert 0 < sum(map(len, together.values())) < sum(one.n_considered for one in sequences.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evolver.locate import layer_similarity, located, located_in_upper, pooled, votes
+from evolver.locate import layer_similarity, located, located_in_upper, pooled, raised, votes
 
 
 def test_pooling_never_sees_padding() -> None:
@@ -40,14 +40,27 @@ def test_ties_go_to_the_lower_mean_similarity() -> None:
 
 
 def test_in_the_upper_two_thirds_users_vote_for_what_is_lowest_there() -> None:
-    """Ten layers, so 4 to 9 may be chosen: both users' lowest layer is 0, then 8 and 5. Similarities stay."""
-    similarity = torch.full((2, 10), 0.9)
+    """Ten layers, so 4 to 9 may be chosen: every user's lowest layer is 0, then 5, 6 or 8. Similarities stay."""
+    similarity = torch.full((60, 10), 0.9)
     similarity[:, 0] = 0.1
-    similarity[0, 8], similarity[1, 5], similarity[1, 6] = 0.2, 0.3, 0.4
+    similarity[:20, 5] = similarity[20:40, 6] = similarity[40:, 8] = 0.2
     location = located_in_upper(similarity)
     assert location.layers == (5, 6, 8)
-    assert location.votes == (0, 0, 0, 0, 0, 1, 0, 0, 1, 0)
+    assert location.votes == (0, 0, 0, 0, 0, 20, 20, 0, 20, 0)
     assert location.similarity == pytest.approx(tuple(similarity.mean(0).tolist()))
+
+
+def test_a_handful_of_users_cannot_hold_a_lower_layer_against_a_higher_one() -> None:
+    """One user each: what they say may be chance, and the highest layers cost least."""
+    similarity = torch.full((3, 10), 0.9)
+    similarity[0, 5] = similarity[1, 6] = similarity[2, 8] = 0.2
+    assert located_in_upper(similarity).layers == (7, 8, 9)
+
+
+def test_a_layer_with_clearly_more_votes_stays() -> None:
+    """76 and 25 differ by 51 (more than 2 sqrt(101) = 20.1); 40 and 32 by 8 (less than 2 sqrt(72) = 17.0)."""
+    assert raised((6, 8, 9), (0, 0, 0, 0, 12, 17, 76, 25, 26, 100)) == (6, 8, 9)
+    assert raised((6, 7, 9), (0, 0, 0, 0, 7, 9, 40, 40, 32, 128)) == (7, 8, 9)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 10, 28])
