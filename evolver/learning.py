@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
 import torch
 
 from evolver.blend import choose_blend
@@ -34,6 +35,8 @@ from shared.retriever import Retriever, RetrieverIndex
 if TYPE_CHECKING:
     from peft import PeftModel
 
+log = structlog.get_logger(__name__)
+
 BYTES_PER_WEIGHT = 4  # float32
 FITTED_SHARE = 0.7  # of the fitted weights, where they are averaged with the parent's (ADR 0022)
 REHEARSING = 0.25  # inactive users for each active one, where the retriever rehearses (ADR 0024)
@@ -51,13 +54,12 @@ class Forgetting:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What came of learning: the new version, and how. `consistency` is 0 where that term took no part."""
+    """What came of learning: the new version, and how. `updated` is what Update chose."""
 
     version: Version
     location: Location
     forgetting: Forgetting
-    consistency: float
-    train_examples: int
+    updated: UpdateResult
     trainable_parameters: int
     lora_parameters: int
 
@@ -124,8 +126,7 @@ class Learner:
             Version(self.model, index, forgetting.forgotten),
             location,
             forgetting,
-            consistency=updated.consistency,
-            train_examples=updated.trained_prompts,
+            updated,
             trainable_parameters=sum(size for layer, size in sizes if layer in location.layers),
             lora_parameters=sum(size for _, size in sizes),
         )
@@ -260,6 +261,8 @@ class Learner:
             config,
             on_step=self._stages.report,
         )
+        if active and result.loss_after >= result.loss_before:
+            log.info("update_no_better_than_parent", nats_per_prompt=result.loss_before, train_examples=len(active))
         return result if inactive else replace(result, consistency=0.0)
 
 

@@ -77,7 +77,7 @@ class _Run:
             metrics={"before": before.metrics, "after": after.metrics},
             gate=self._gate(before, after),
             stage_seconds=stages.seconds,
-            train_examples=lesson.train_examples,
+            train_examples=lesson.updated.trained_prompts,
         )
 
     def _evaluate(self, version: Version, weights: BlendWeights) -> Report:

@@ -58,7 +58,9 @@ class UpdateConfig:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """What was chosen; losses are nats per prompt on validation, before and after."""
+    """What was chosen; losses are nats per prompt on validation, before and after: equal where no checkpoint was better
+    than the parent, whose LoRA then stays. `consistency` is 0 where that term took no part.
+    """
 
     consistency: float
     loss_before: float

@@ -64,6 +64,7 @@ def learned_nothing(inputs: EvolutionInputs, out: Path) -> Learned:
         forgotten_interactions=4,
         forgotten_share=0.25,
         consistency=1.0,
+        validation_loss=(2.5, 2.4),
         cost=Cost({"update": 2.0}, 10, 1000, 900, 30, 100, 64.0),
     )
 
@@ -88,6 +89,7 @@ def bench_results(
             "forgotten_interactions": 3,
             "forgotten_share": 0.125,
             "consistency": 1.0,
+            "validation_loss": [2.5, 2.4] if place else None,
             "cost": {
                 "seconds": {"locate": 3.0 * place, "update": 10.0 * 2**place} if place else {},
                 "examples": 100 * place,

@@ -65,7 +65,8 @@ def _learn(
         location=lesson.location,
         forgotten_interactions=lesson.forgetting.count,
         forgotten_share=lesson.forgetting.share,
-        consistency=lesson.consistency,
+        consistency=lesson.updated.consistency,
+        validation_loss=(lesson.updated.loss_before, lesson.updated.loss_after),
         cost=Cost(
             seconds=stages.seconds,
             examples=learner.work.examples,

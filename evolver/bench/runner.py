@@ -94,7 +94,7 @@ class SeedRun:
     def run(self, watcher: Watcher) -> None:
         """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
         self._keep_arguments()
-        total, done = int(self.leave_one_out) + 1 + self.rounds * (1 + len(self.strategies)), 0
+        total, done = len(self.steps), 0
         if self.leave_one_out:
             watcher.step("leave one out", done, total)
             _once(self.folder / LEAVE_ONE_OUT_FOLDER, partial(self._leave_one_out, watcher))
@@ -114,6 +114,22 @@ class SeedRun:
                 # The parent of this round's version has done its duty.
                 shutil.rmtree(folder / f"round-{number - 1}" / VERSION_FOLDER, ignore_errors=True)
         watcher.step("done", total, total)
+
+    @property
+    def steps(self) -> list[Path]:
+        """The folders of all that is to be done."""
+        rounds = range(1, self.rounds + 1)
+        of_rounds = [RULES_FOLDER, *(strategy.name for strategy in self.strategies)]
+        return [
+            *([self.folder / LEAVE_ONE_OUT_FOLDER] if self.leave_one_out else []),
+            self.folder / BOOTSTRAP_FOLDER,
+            *(self.folder / name / f"round-{number}" for number in rounds for name in of_rounds),
+        ]
+
+    @property
+    def n_done(self) -> int:
+        """How many of them are there."""
+        return sum((folder / RESULT).is_file() for folder in self.steps)
 
     @cached_property
     def builder(self) -> PromptBuilder:
@@ -238,6 +254,7 @@ def _about(learned: Learned) -> dict[str, Any]:
         "forgotten_interactions": learned.forgotten_interactions,
         "forgotten_share": learned.forgotten_share,
         "consistency": learned.consistency,
+        "validation_loss": learned.validation_loss,
         "cost": {**asdict(learned.cost), "seconds": dict(learned.cost.seconds)},
     }
 

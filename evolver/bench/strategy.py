@@ -54,7 +54,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The version that came of it, ready to be evaluated (its files lie in the task's `out`), and how."""
+    """The version that came of it, ready to be evaluated (its files lie in the task's `out`), and how.
+
+    `validation_loss`: the LLM's on held-out users before and after Update, in nats per prompt, where there was one.
+    """
 
     version: Version
     blend: BlendWeights
@@ -62,6 +65,7 @@ class Learned:
     forgotten_interactions: int
     forgotten_share: float
     consistency: float
+    validation_loss: tuple[float, float] | None
     cost: Cost
 
 

@@ -254,7 +254,8 @@ def trainable_share(cost: Mapping[str, Any]) -> float:
 
 def versions(seeds: Sequence[Results]) -> list[str]:
     """What each version is made of: one row per strategy, round and seed."""
-    header = ["strategy", "round", "seed", "layers trained", "forgotten", "consistency", "LLM : retriever : popularity"]
+    header = ["strategy", "round", "seed", "layers trained", "validation loss of the LLM", "forgotten", "consistency"]
+    header += ["LLM : retriever : popularity"]
     rows = []
     for name in strategies_of(seeds):
         for number in range(1, n_rounds(seeds) + 1):
@@ -267,12 +268,25 @@ def versions(seeds: Sequence[Results]) -> list[str]:
                         str(number),
                         str(one["seed"]),
                         ", ".join(map(str, found["location"]["layers"])) or "none",
+                        _validation(found.get("validation_loss")),
                         f"{found['forgotten_share']:.1%}",
                         f"{found['consistency']:g}",
                         f"{blend['llm']:g} : {blend['retriever']:g} : {blend['popularity']:g}",
                     ]
                 )
     return markdown(header, rows)
+
+
+def _validation(losses: tuple[float, float] | None) -> str:
+    """Before and after an update; one that was no better left the parent's LoRA.
+
+    >>> _validation((2.5, 2.25)), _validation((2.5, 2.5))
+    ('2.500 → 2.250', '2.500, parent kept')
+    """
+    if losses is None:
+        return NOTHING
+    before, after = losses
+    return f"{before:.3f} → {after:.3f}" if after < before else f"{before:.3f}, parent kept"
 
 
 def leave_one_out(seeds: Sequence[Results]) -> list[str]:

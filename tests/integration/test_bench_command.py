@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner, Result
 
-from deploy.cli.bench import QUICK
+from deploy.cli.bench_run import QUICK
 from deploy.cli.main import app
 from evolver.bench.strategy import Learned, Strategy, Task
 from shared.errors import InvalidInput

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deploy.cli.bench import _require_titles
+from deploy.cli.bench_run import require_titles
 from deploy.files import read_items
 from evolver.bench.report import read_results, write_report
 from shared.errors import InvalidInput, NotFound
@@ -94,6 +94,6 @@ def test_items_without_title_are_counted_and_a_catalog_of_them_is_refused(tmp_pa
     ]
     path.write_text("\n".join(map(json.dumps, records)))
     items = read_items(path).rows
-    assert _require_titles(items, path) == 2
+    assert require_titles(items, path) == 2
     with pytest.raises(InvalidInput, match=r"No item of .* has a title"):
-        _require_titles(items[1:], path)
+        require_titles(items[1:], path)

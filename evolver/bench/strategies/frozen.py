@@ -23,6 +23,7 @@ def keep(task: Task) -> Learned:
         forgotten_interactions=0,
         forgotten_share=0.0,
         consistency=0.0,
+        validation_loss=None,
         cost=Cost(
             seconds={},
             examples=0,
