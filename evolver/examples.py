@@ -5,6 +5,7 @@ All of it comes from `Split.visible`, so that nothing that is held out for evalu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -13,14 +14,12 @@ from evolver.batches import build_prompt, make_example
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.recipe import Targets
 from evolver.splits import Split, decayed_popularity, filtered, item_sequence
-from evolver.update import Labelled
+from evolver.update import EXAMPLES_PER_INACTIVE, Labelled
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
 from shared.types import Interaction, ItemId, UserId
-
-EXAMPLES_PER_INACTIVE = 8  # as many as there are beside each inactive user's prompt in a step of Update
 
 Position = tuple[UserId, int]
 """An interaction: its user, and its place in their filtered history."""
@@ -100,7 +99,7 @@ class Examples:
     def inactive(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Prompt]:
         """What inactive users would be asked now: their histories and retrieved candidates."""
         prompts = []
-        for user in self.inactive_users(-(-self._settings.max_train_examples // EXAMPLES_PER_INACTIVE)):
+        for user in self.inactive_users(math.ceil(self._settings.max_train_examples / EXAMPLES_PER_INACTIVE)):
             with working_on(user):
                 history = filtered(forgotten, user, self._split.visible[user])
                 candidates = self._served_candidates(index, user, history)

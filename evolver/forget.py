@@ -72,14 +72,14 @@ def outdated(
     sequences: Mapping[UserId, CurrentSequence],
     *,
     threshold: float = THRESHOLD,
-    on_user: Callable[[float], None] = lambda share: None,
+    on_chunk: Callable[[float], None] = lambda share: None,
 ) -> dict[UserId, frozenset[int]]:
     """Positions of the outdated interactions of each user that has any."""
     model.eval()
     rows_of = {item.item_id: row for row, item in enumerate(items)}
     vectors = model.item_vectors(items)
     prior = log_prior(model, vectors) if len(items) else vectors
-    asked = [one for user, sequence in sequences.items() if (one := _asked(user, sequence, rows_of, model))]
+    asked = [one for user, sequence in sequences.items() if (one := _candidate(user, sequence, rows_of, model))]
     found: dict[UserId, frozenset[int]] = {}
     done = 0
     for chunk in _chunks(asked, max(1, SCORED_AT_ONCE // max(1, len(items)))):
@@ -91,14 +91,14 @@ def outdated(
             if gone:
                 found[one.user_id] = gone
         done += len(chunk)
-        on_user(done / len(asked))
+        on_chunk(done / len(asked))
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A user with something to forget: the older interactions' `positions` and catalog rows `old` [O], and the rows of
-    R.
+class _Candidate:
+    """A user who may have something to forget: the older interactions' `positions` and catalog rows `old` [O], and the
+    rows of R.
     """
 
     user_id: UserId
@@ -107,7 +107,9 @@ class _Asked:
     recent: Tensor
 
 
-def _asked(user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int], model: Retriever) -> _Asked | None:
+def _candidate(
+    user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int], model: Retriever
+) -> _Candidate | None:
     known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
     old = tuple(p for p in known[:-KEPT_NEWEST] if p < sequence.n_old)
     recent = [p for p in known if p >= sequence.n_old][-RECENT:]
@@ -117,12 +119,12 @@ def _asked(user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int
     def rows(positions: Sequence[int]) -> Tensor:
         return torch.tensor([rows_of[sequence.items[p]] for p in positions])
 
-    return _Asked(user, old, rows(old), rows(recent))
+    return _Candidate(user, old, rows(old), rows(recent))
 
 
-def _chunks(asked: Sequence[_Asked], interactions: int) -> Iterator[list[_Asked]]:
+def _chunks(asked: Sequence[_Candidate], interactions: int) -> Iterator[list[_Candidate]]:
     """Users together, as long as they have not more older interactions than that (or one user)."""
-    chunk: list[_Asked] = []
+    chunk: list[_Candidate] = []
     together = 0
     for one in asked:
         if chunk and together + len(one.old) > interactions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,7 +229,7 @@ class Learner:
                 events[user] = self._known.filter(user, self._split.visible[user])
                 n_old = sum(not self.examples.in_window(event) for event in events[user])
                 current[user] = CurrentSequence(item_sequence(events[user]), n_old)
-        gone = outdated(asked, self._inputs.items, current, on_user=lambda _: self._stages.report(1.0))
+        gone = outdated(asked, self._inputs.items, current, on_chunk=lambda _: self._stages.report(1.0))
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
         )
@@ -262,8 +262,8 @@ class Learner:
             on_step=self._stages.report,
         )
         if active and result.loss_after >= result.loss_before:
-            log.info("update_no_better_than_parent", nats_per_prompt=result.loss_before, train_examples=len(active))
-        return result if inactive else replace(result, consistency=0.0)
+            log.info("update_no_better_than_its_start", nats_per_prompt=result.loss_before, train_examples=len(active))
+        return result
 
 
 def _unasked(layers: tuple[int, ...], n_layers: int) -> Location:

@@ -99,26 +99,28 @@ def located_in_upper(similarity: Tensor) -> Location:
     return Location(raised(found.layers, found.votes), found.votes, tuple(similarity.mean(0).tolist()))
 
 
-def raised(layers: Sequence[int], votes: Sequence[int]) -> tuple[int, ...]:
-    """As many layers, after the lowest has given way to a higher one as often as there is one with not clearly fewer
-    votes: n and m of them differ where n - m > 2 sqrt(n + m), two standard deviations of the difference of two counts.
+def raised(layers: Sequence[int], count: Sequence[int]) -> tuple[int, ...]:
+    """As many layers, after the lowest has given way to a higher one as often as there is one that has not clearly
+    fewer votes than any layer that gave way: n and m of them differ where n - m > 2 sqrt(n + m), two standard
+    deviations of the difference of two counts.  count: votes per layer [L]
 
     Of ten users two more voted for layer 1 than for layer 2, which is little; of a hundred twenty more did:
 
     >>> raised((1, 3), (0, 4, 2, 4)), raised((1, 3), (0, 40, 20, 40))
     ((2, 3), (1, 3))
     """
-    chosen = set(layers)
+    chosen, gave_way = set(layers), 0  # the most votes of those that gave way
     while True:
         lowest = min(chosen)
+        most = max(gave_way, count[lowest])
         higher = [
             layer
-            for layer in range(lowest + 1, len(votes))
-            if layer not in chosen and votes[lowest] - votes[layer] <= CLEAR * math.sqrt(votes[lowest] + votes[layer])
+            for layer in range(lowest + 1, len(count))
+            if layer not in chosen and most - count[layer] <= CLEAR * math.sqrt(most + count[layer])
         ]
         if not higher:
             return tuple(sorted(chosen))
-        chosen = chosen - {lowest} | {max(higher, key=lambda layer: (votes[layer], layer))}
+        chosen, gave_way = chosen - {lowest} | {max(higher, key=lambda layer: (count[layer], layer))}, most
 
 
 def least_similar(similarity: Tensor) -> Location:

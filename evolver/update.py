@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+EXAMPLES_PER_INACTIVE = 8  # training prompts for each inactive user's prompt, in a step and in all
+
+
 @dataclass(frozen=True, slots=True)
 class Labelled:
     """A prompt and the index of the candidate that came next."""
@@ -41,25 +44,28 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class UpdateConfig:
-    """The optimiser's settings; `consistency` are the values of lambda to choose from, `inactive_beside` how many
-    inactive users' prompts accompany each batch, `kept_mib` the memory for what the layers below the located ones make
-    of each prompt (4 T d bytes for T tokens; beyond it they run each time).
+    """The optimiser's settings; `consistency` are the values of lambda to choose from, `kept_mib` the memory for what
+    the layers below the located ones make of each prompt (4 T d bytes for T tokens; beyond it they run each time).
     """
 
     epochs: int = 2
     batch_size: int = 16
-    inactive_beside: int = 2
     learning_rate: float = 1e-3
     consistency: tuple[float, ...] = (1.0,)
     checks: int = 2  # validations (candidate checkpoints) in a training run
     seed: int = 0
     kept_mib: int = 1024
 
+    @property
+    def inactive_beside(self) -> int:
+        """Inactive users' prompts beside each batch."""
+        return max(1, self.batch_size // EXAMPLES_PER_INACTIVE)
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
     """What was chosen; losses are nats per prompt on validation, before and after: equal where no checkpoint was better
-    than the parent, whose LoRA then stays. `consistency` is 0 where that term took no part.
+    than the start, which then stays. `consistency` is 0 where that term took no part.
     """
 
     consistency: float
@@ -146,7 +152,7 @@ def _update(
                     best, best_state, best_weight = loss, lora_state(asked.model, layers), weight
     restore_lora(asked.model, best_state)
     train_only(asked.model, ())
-    return UpdateResult(best_weight, before, best, len(active))
+    return UpdateResult(best_weight if inactive else 0.0, before, best, len(active))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +210,7 @@ class _Run:
         logprobs = self._asked.logprobs([example.prompt for example in active])
         targets = torch.tensor([example.target for example in active], device=logprobs.device)
         torch.autograd.backward(alignment_loss(logprobs, targets))
-        if beside:  # by itself: gradients add up, and the activations of one half are gone before the other's come
+        if beside:  # by itself: gradients add up, and the activations of one part are gone before the other's come
             torch.autograd.backward(self._weight * _consistency(self._asked, beside))
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()

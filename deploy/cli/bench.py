@@ -48,7 +48,7 @@ def bench(
         bool, typer.Option("--shared", help="Other processes use the same GPU meanwhile: its seconds are not reported")
     ] = False,
     processes: Annotated[
-        int, typer.Option(min=1, help="So many strategies and seeds at once, each in a process of its own")
+        int, typer.Option(min=1, help="How many strategies and seeds at once, in processes of their own")
     ] = 1,
     name: Annotated[str | None, typer.Option(help="The dataset's name in the report; default: its folder's")] = None,
     as_json: AsJson = False,
@@ -64,11 +64,11 @@ def bench(
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
     source = Source(items, interactions, name or interactions.absolute().parent.name, Settings())
-    plan = Plan(source, chosen, base, size, out, shared=shared or processes > 1)
+    plan = Plan(source, chosen, base, size, out, processes, shared=shared)
     write_report = _report_writer()
     numbers = range(first_seed, first_seed + seeds)
     if processes > 1:
-        _at_once(plan, numbers, processes)
+        _at_once(plan, numbers)
     files = [_seed(plan, seed) for seed in numbers]
     report = write_report(files, out / "report.md")
     if as_json:
@@ -98,16 +98,17 @@ def _strategies(names: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
-def _at_once(plan: Plan, seeds: Sequence[int], processes: int) -> None:
+def _at_once(plan: Plan, seeds: Sequence[int]) -> None:
     """Do the work of all seeds, several parts at a time."""
+    from evolver.bench.runner import is_done
+
     with note_console().status("Reading the dataset"):
-        timelines = {seed: plan.source.timeline(seed)[0] for seed in seeds}
-    with _watched(f"{processes} processes") as watcher:
+        _ = plan.source.first  # what is wrong with it is said before anything begins
+    steps = [step for seed in seeds for step in plan.steps(seed)]
+    with _watched(f"{plan.processes} processes") as watcher:
         watcher.step("base model", 0, 1)
         base, _ = plan.ensure_base(watcher.base)
-        runs = [plan.seed_run(seed, timeline, base) for seed, timeline in timelines.items()]
-        total = sum(len(run.steps) for run in runs)
-        run_at_once(plan, seeds, base, processes, lambda: watcher.step("", sum(run.n_done for run in runs), total))
+        run_at_once(plan, seeds, base, lambda: watcher.step("", sum(map(is_done, steps)), len(steps)))
 
 
 def _seed(plan: Plan, seed: int) -> Path:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from deploy.cli.bench_run import Plan
+from deploy.cli.output import log_as_notes
 from shared.errors import EvorecError
 
 POLL_S = 0.5
@@ -21,23 +25,28 @@ POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One process's part of a seed. Without strategies it is what all of them share; `leave_one_out` needs nothing."""
+    """One process's part of a seed. Without strategies it is what all of them share, or `leave_one_out`."""
 
     seed: int
     strategies: tuple[str, ...] = ()
     leave_one_out: bool = False
 
 
-def run_at_once(plan: Plan, seeds: Sequence[int], base: str, processes: int, on_poll: Callable[[], None]) -> None:
-    """Do all steps of these seeds on a base. `on_poll` is called twice a second, and at the end.
+def run_at_once(plan: Plan, seeds: Sequence[int], base: str, on_poll: Callable[[], None]) -> None:
+    """Do all steps of these seeds on a base, in its processes. `on_poll` is called twice a second and at the end.
 
     Raises what a job raised, the first of them; the others are then ended, and go on behind their last steps when the
     work is taken up again.
     """
-    _share_threads(processes)
     # New objects, without the timelines that ours have read.
     quiet = replace(plan, source=replace(plan.source, quiet=True))
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(
+        plan.processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin,
+        initargs=(plan.threads,),
+    ) as pool:
         pending: dict[Future[None], Job] = {}
 
         def submit(job: Job) -> None:
@@ -56,12 +65,12 @@ def run_at_once(plan: Plan, seeds: Sequence[int], base: str, processes: int, on_
                 on_poll()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - before:
                 child.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise EvorecError(
-                    "A process of the benchmark was ended from outside, most likely for want of memory. What is done "
-                    "is kept: the same command goes on, with fewer --processes."
+                    "A process of the benchmark ended unexpectedly, often for want of memory. What is done is kept: "
+                    "the same command goes on, with fewer --processes (with one, on a GPU, also --shared)."
                 ) from error
             raise
 
@@ -74,13 +83,39 @@ def _afterwards(plan: Plan, job: Job) -> list[Job]:
     return [*of_strategies, *([Job(job.seed, leave_one_out=True)] if plan.has_leave_one_out(job.seed) else [])]
 
 
-def _work(plan: Plan, base: str, job: Job) -> None:
+# -- in the processes -------------------------------------------------------------------------------------------------
+
+
+def _begin(threads: int | None) -> None:
+    """What each process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    log_as_notes()
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    timeline, _ = plan.source.timeline(job.seed)
-    run = replace(plan, strategies=job.strategies).seed_run(job.seed, timeline, base)
-    replace(run, leave_one_out=job.leave_one_out).run(_Silent())
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed ends nobody: without this its processes would work on, and hold memory and locks."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(plan: Plan, base: str, job: Job) -> None:
+    try:
+        timeline, _ = plan.source.timeline(job.seed)
+        run = replace(plan, strategies=job.strategies).seed_run(job.seed, timeline, base)
+        replace(run, leave_one_out=job.leave_one_out).run(_Silent())
+    except EvorecError:
+        raise
+    except Exception:  # not every library's error can be made again in the parent, and one that cannot breaks the pool
+        raise RuntimeError(traceback.format_exc()) from None
 
 
 class _Silent:
@@ -91,14 +126,3 @@ class _Silent:
 
     def report(self, stage: str, share: float) -> None:
         pass
-
-
-def _share_threads(processes: int) -> None:
-    """Divide the cores among the processes, unless the environment has decided."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    import torch
-
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)  # the results say how many were used

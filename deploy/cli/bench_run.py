@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,8 +106,8 @@ def require_titles(items: Sequence[Item], path: Path) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """`strategies` by their names; `base` None: one is made from the past; `shared`: others use the same GPU, so that
-    its seconds count for nothing.
+    """`strategies` by their names; `base` None: one is made from the past; `processes`: so many at once; `shared`: with
+    others on the same GPU, so that its seconds count for nothing.
     """
 
     source: Source
@@ -114,6 +115,7 @@ class Plan:
     base: str | None
     size: Size
     out: Path
+    processes: int = 1
     shared: bool = False
 
     @cached_property
@@ -124,6 +126,13 @@ class Plan:
         settings = self.source.settings
         changed = {"max_train_examples": self.size.train_examples, **self.size.settings}
         return settings.model_copy(update={**changed, "train_device": device_of_run(settings.train_device)})
+
+    @property
+    def threads(self) -> int | None:
+        """Of each of several processes; None where there is one, or the environment decides."""
+        if self.processes == 1 or ("OMP_NUM_THREADS" in os.environ and not self.settings.train_threads):
+            return None
+        return self.settings.train_threads or max(1, len(os.sched_getaffinity(0)) // self.processes)
 
     def ensure_base(self, on_step: Callable[[float, str], None]) -> tuple[str, PretrainConfig | None]:
         """The base's name or folder, made now if need be, and how it was made."""
@@ -148,6 +157,13 @@ class Plan:
         """Whether the retriever is tried in that protocol with this seed."""
         return self.size.leave_one_out and seed == BASE_SEED
 
+    def steps(self, seed: int) -> list[Path]:
+        """The folders of all that is to be done of a seed."""
+        from evolver.bench.runner import steps
+
+        alone = self.has_leave_one_out(seed)
+        return steps(self.folder(seed), self.strategies, self.size.rounds, leave_one_out=alone)
+
     def seed_run(self, seed: int, timeline: Timeline, base: str) -> SeedRun:
         """All the work of a seed."""
         from evolver.bench.runner import SeedRun
@@ -163,7 +179,7 @@ class Plan:
             self.size.rounds,
             self.size.evaluated,
             leave_one_out=self.has_leave_one_out(seed),
-            shared=self.shared and settings.train_device != "cpu",
+            shared=(self.shared or self.processes > 1) and settings.train_device != "cpu",
         )
 
     def write_results(self, run: SeedRun, about: Mapping[str, Any], config: PretrainConfig | None) -> Path:
@@ -175,7 +191,7 @@ class Plan:
         path = run.folder / "results.json"
         results = {
             "command": self._command(),
-            "machine": machine(run.settings.train_device),
+            "machine": machine(run.settings.train_device) | ({"threads": self.threads} if self.threads else {}),
             "data": about,
             "seed": run.settings.seed,
             "base": about_base(run.settings.base_model, config),

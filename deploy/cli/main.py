@@ -13,7 +13,7 @@ from deploy.cli.demo import demo
 from deploy.cli.evolve import evolve
 from deploy.cli.ingest import bootstrap, ingest
 from deploy.cli.key import key
-from deploy.cli.output import print_error
+from deploy.cli.output import log_as_notes, print_error
 from deploy.cli.pretrain import pretrain
 from deploy.cli.registry import registry
 from deploy.cli.serve import serve
@@ -36,6 +36,7 @@ app.add_typer(registry)
 
 def main() -> None:
     """Our own errors become one readable line and exit code 1."""
+    log_as_notes()
     try:
         app()
     except EvorecError as error:

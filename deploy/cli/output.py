@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
+import structlog
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,6 +24,16 @@ def result_console() -> Console:
 
 def note_console() -> Console:
     return Console(stderr=True)
+
+
+def log_as_notes() -> None:
+    """Warnings of what a command calls go to stderr (structlog's own default is stdout). Processes that serve configure
+    their logs themselves.
+    """
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+    )
 
 
 def print_json(value: object) -> None:

@@ -118,18 +118,8 @@ class SeedRun:
     @property
     def steps(self) -> list[Path]:
         """The folders of all that is to be done."""
-        rounds = range(1, self.rounds + 1)
-        of_rounds = [RULES_FOLDER, *(strategy.name for strategy in self.strategies)]
-        return [
-            *([self.folder / LEAVE_ONE_OUT_FOLDER] if self.leave_one_out else []),
-            self.folder / BOOTSTRAP_FOLDER,
-            *(self.folder / name / f"round-{number}" for number in rounds for name in of_rounds),
-        ]
-
-    @property
-    def n_done(self) -> int:
-        """How many of them are there."""
-        return sum((folder / RESULT).is_file() for folder in self.steps)
+        names = [strategy.name for strategy in self.strategies]
+        return steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)
 
     @cached_property
     def builder(self) -> PromptBuilder:
@@ -232,6 +222,20 @@ class _Asked:
         return {**_about(learned), "evaluation_seconds": time.monotonic() - began}
 
 
+def steps(folder: Path, strategies: Sequence[str], rounds: int, *, leave_one_out: bool) -> list[Path]:
+    """The folders of all that is to be done of a seed; `is_done` says whether they are."""
+    return [
+        *([folder / LEAVE_ONE_OUT_FOLDER] if leave_one_out else []),
+        folder / BOOTSTRAP_FOLDER,
+        *(folder / name / f"round-{n}" for n in range(1, rounds + 1) for name in (RULES_FOLDER, *strategies)),
+    ]
+
+
+def is_done(step: Path) -> bool:
+    """Whether a step's folder has its result, which it has from the moment it appears."""
+    return (step / RESULT).is_file()
+
+
 def ask(
     version: Version, a_round: Round, builder: PromptBuilder, settings: Settings, report: Callable[[float], None]
 ) -> dict[str, CaseScores]:
@@ -262,7 +266,7 @@ def _about(learned: Learned) -> dict[str, Any]:
 def _once(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> None:
     """Make a step's folder, unless it is there; it appears whole or not at all. Waits for another process at it."""
     with alone_in(folder):
-        if (folder / RESULT).is_file():
+        if is_done(folder):
             return
         aside = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(aside, ignore_errors=True)  # of a run that ended in the middle of it

@@ -56,7 +56,8 @@ class Cost:
 class Learned:
     """The version that came of it, ready to be evaluated (its files lie in the task's `out`), and how.
 
-    `validation_loss`: the LLM's on held-out users before and after Update, in nats per prompt, where there was one.
+    `validation_loss`: the trained LoRA's on held-out users before and after Update, in nats per prompt, where there was
+    one; it includes the consistency term where that takes part.
     """
 
     version: Version

@@ -278,15 +278,15 @@ def versions(seeds: Sequence[Results]) -> list[str]:
 
 
 def _validation(losses: tuple[float, float] | None) -> str:
-    """Before and after an update; one that was no better left the parent's LoRA.
+    """Before and after an update; one that was no better left the LoRA that it started from.
 
     >>> _validation((2.5, 2.25)), _validation((2.5, 2.5))
-    ('2.500 → 2.250', '2.500, parent kept')
+    ('2.500 → 2.250', '2.500, start kept')
     """
     if losses is None:
         return NOTHING
     before, after = losses
-    return f"{before:.3f} → {after:.3f}" if after < before else f"{before:.3f}, parent kept"
+    return f"{before:.3f} → {after:.3f}" if after < before else f"{before:.3f}, start kept"
 
 
 def leave_one_out(seeds: Sequence[Results]) -> list[str]:

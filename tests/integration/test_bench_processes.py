@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,54 +13,108 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from deploy.cli import bench
+from deploy.cli.bench_processes import run_at_once
+from deploy.cli.bench_run import Plan, Size, Source
 from deploy.cli.main import app
-from shared.errors import Conflict
+from evolver.bench.runner import is_done
+from shared.config import Settings
+from shared.errors import Conflict, EvorecError
 from tests import tiny_base
 from tests.bench_support import make_interactions, make_items
 
-SEEDS = (0, 1)
+NAMES = ("frozen", "finetune")
+SIZE = Size(train_examples=8, evaluated=5, rounds=2, base_scale=0.0, settings={"retriever_epochs": 1})
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with items, interactions and a base."""
     folder = tmp_path_factory.mktemp("shop")
     (folder / "items.jsonl").write_text("\n".join(json.dumps(asdict(item)) for item in make_items()))
     rows = [f"{event.user_id},{event.item_id},{event.timestamp}" for event in make_interactions()]
     (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
-    base = tiny_base.write_base(folder / "base")
-    tiny_base.write_weights(base)
-    names = ("items.jsonl", "interactions.csv")
-    return ["--items", str(folder / names[0]), "--interactions", str(folder / names[1]), "--base", str(base)]
+    tiny_base.write_weights(tiny_base.write_base(folder / "base"))
+    return folder
 
 
-def _bench(files: list[str], out: Path, *options: str) -> Result:
-    small = ["--quick", "--max-train-examples", "8", "--max-evaluated", "5", "--strategies", "frozen,finetune"]
-    return CliRunner().invoke(app, ["bench", *files, "--out", str(out), *small, *options])
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in another order have other last digits."""
+    monkeypatch.setenv("EVOREC_TRAIN_THREADS", "1")
 
 
-def _results(out: Path) -> list[dict[str, Any]]:
-    return [json.loads((out / f"seed-{seed}" / "results.json").read_text()) for seed in SEEDS]
+def _plan(shop: Path, out: Path, settings: Settings, *, processes: int = 2) -> Plan:
+    source = Source(shop / "items.jsonl", shop / "interactions.csv", "shop", settings)
+    return Plan(source, NAMES, str(shop / "base"), SIZE, out, processes)
 
 
-def test_several_processes_find_what_one_does(
-    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order have other last digits
-    for out, processes in (("one", "1"), ("three", "3")):
-        outcome = _bench(files, tmp_path / out, "--seeds", str(len(SEEDS)), "--processes", processes)
+def _bench(shop: Path, out: Path, *options: str) -> Result:
+    files = ["--items", str(shop / "items.jsonl"), "--interactions", str(shop / "interactions.csv")]
+    small = ["--quick", "--max-train-examples", "8", "--max-evaluated", "5", "--strategies", ",".join(NAMES)]
+    return CliRunner().invoke(app, ["bench", *files, "--base", str(shop / "base"), "--out", str(out), *small, *options])
+
+
+def _of_seed(out: Path, seed: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / f"seed-{seed}" / "results.json").read_text())
+    return found
+
+
+def test_several_processes_find_what_one_does(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_over = []
+    in_parent = bench._seed
+
+    def watched(plan: Plan, seed: int) -> Path:
+        left_over.append([step for step in plan.steps(seed) if not is_done(step)])
+        return in_parent(plan, seed)
+
+    monkeypatch.setattr(bench, "_seed", watched)
+    for out, processes in (("one", "1"), ("two", "2")):
+        outcome = _bench(shop, tmp_path / out, "--seeds", "2", "--processes", processes)
         assert outcome.exit_code == 0, outcome.output
-    for one, three in zip(_results(tmp_path / "one"), _results(tmp_path / "three"), strict=True):
-        for ours, theirs in zip(one["rounds"], three["rounds"], strict=True):
-            assert ours["rules"] == theirs["rules"]
-            for name in ("frozen", "finetune"):
-                ours_of, theirs_of = ours["strategies"][name], theirs["strategies"][name]
-                assert ours_of["metrics"] == theirs_of["metrics"]
-                assert ours_of["blend"] == theirs_of["blend"]
-        assert one["arguments"] == three["arguments"]  # no GPU is shared here
+    assert all(left_over[:2])
+    assert not any(left_over[2:])  # the processes did everything
+    for seed in (0, 1):
+        one, two = (_of_seed(tmp_path / out, seed) for out in ("one", "two"))
+        assert one["rounds"][0]["rules"] == two["rounds"][0]["rules"]
+        for name in NAMES:
+            ours, theirs = (found["rounds"][0]["strategies"][name] for found in (one, two))
+            assert ours["metrics"] == theirs["metrics"]
+            assert ours["blend"] == theirs["blend"]
+        assert one["arguments"] == two["arguments"]  # no GPU is shared here
 
 
-def test_what_a_process_refuses_is_said_as_if_it_were_the_only_one(files: list[str], tmp_path: Path) -> None:
-    assert _bench(files, tmp_path, "--strategies", "frozen").exit_code == 0
-    outcome = _bench(files, tmp_path, "--max-train-examples", "9", "--processes", "2")
+def test_rounds_follow_one_another_and_leave_one_out_is_done_too(
+    shop: Path, tmp_path: Path, settings: Settings
+) -> None:
+    plan = _plan(shop, tmp_path, settings)
+    run_at_once(plan, [0], str(shop / "base"), lambda: None)
+    assert len(plan.steps(0)) == 1 + 1 + 2 * (1 + len(NAMES))
+    assert [step for step in plan.steps(0) if not is_done(step)] == []
+
+
+def test_what_a_process_refuses_is_said_as_if_it_were_the_only_one(shop: Path, tmp_path: Path) -> None:
+    assert _bench(shop, tmp_path, "--strategies", "frozen").exit_code == 0
+    outcome = _bench(shop, tmp_path, "--max-train-examples", "9", "--processes", "2")
     assert isinstance(outcome.exception, Conflict)
     assert "max_train_examples was 8, now 9" in str(outcome.exception)
+
+
+def test_an_error_of_a_library_comes_with_its_story(shop: Path, tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="Traceback") as raised:
+        run_at_once(_plan(shop, tmp_path / "out", settings), [0], str(tmp_path / "base"), lambda: None)
+    assert "base" in str(raised.value)
+
+
+def test_a_killed_process_ends_the_run_and_its_other_processes(shop: Path, tmp_path: Path, settings: Settings) -> None:
+    def kill_one() -> None:
+        for child in multiprocessing.active_children()[:1]:
+            os.kill(child.pid or 0, signal.SIGKILL)
+
+    with pytest.raises(EvorecError, match="ended unexpectedly, often for want of memory"):
+        run_at_once(_plan(shop, tmp_path, settings), [0, 1], str(shop / "base"), kill_one)
+    for child in multiprocessing.active_children():
+        child.join(timeout=30)
+    assert not multiprocessing.active_children()

@@ -17,7 +17,6 @@ from evolver.bench.strategies import STRATEGIES, make_bootstrap
 from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.strategy import Learned, Task
 from evolver.bench.version_files import load_blend, load_version
-from evolver.examples import EXAMPLES_PER_INACTIVE
 from evolver.inputs import EvolutionInputs, ParentVersion
 from evolver.learning import FITTED_SHARE
 from evolver.lora import lora_state
@@ -26,7 +25,7 @@ from evolver.pretrain.tiny_model import make_model, save_base_model, train_token
 from evolver.retriever_training import finetune_retriever
 from evolver.splits import Split, split
 from evolver.stores import Store, make_store
-from evolver.update import update
+from evolver.update import EXAMPLES_PER_INACTIVE, update
 from shared.config import Settings
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
 from shared.prompt import Prompt

@@ -46,9 +46,9 @@ def test_short_histories_forget_nothing() -> None:
     assert outdated(model, ITEMS, {UserId("a"): short, UserId("b"): alone}, threshold=1e9) == {}
 
 
-@pytest.mark.parametrize("at_once", [1, 10**9])
+@pytest.mark.parametrize("at_once", [1, 10 * len(ITEMS), 10**9])
 def test_users_together_forget_what_each_would(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """However many are scored at once; some share items, and one has items that left the catalog."""
+    """However many are scored at once; they share items, and have had one that left the catalog."""
     torch.manual_seed(0)
     model = Retriever([item.item_id for item in ITEMS], RetrieverConfig(width=32, layers=1, word_buckets=256)).eval()
     ids = [item.item_id for item in ITEMS]

@@ -63,6 +63,11 @@ def test_a_layer_with_clearly_more_votes_stays() -> None:
     assert raised((6, 7, 9), (0, 0, 0, 0, 7, 9, 40, 40, 32, 128)) == (7, 8, 9)
 
 
+def test_a_layer_does_not_give_way_step_by_step_to_one_with_clearly_fewer_votes() -> None:
+    """20 to 10 to 4 to 0 are small steps; from 20 to 4 it is a large one."""
+    assert raised((4, 8, 9), (0, 0, 0, 0, 20, 10, 4, 0, 15, 15)) == (5, 8, 9)
+
+
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 10, 28])
 def test_there_are_always_enough_upper_layers(n_layers: int) -> None:
     layers = located_in_upper(torch.rand(4, n_layers)).layers
