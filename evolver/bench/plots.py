@@ -1,4 +1,6 @@
-"""The report's plots: accuracy per round, accuracy against cost, and which layers users voted for."""
+"""The report's plots: accuracy per round, EvoRec against the others, accuracy against cost, and which layers users
+voted for.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.results import EVOREC
+from evolver.bench.summary import Compared
 from evolver.bench.tables import Results, has_seconds, mean_figure, mean_seconds, n_rounds, strategies_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
@@ -22,10 +25,17 @@ DPI = 130
 LOGARITHMIC_FROM = 20.0  # times the cheapest strategy's seconds
 
 
-def draw_plots(seeds: Sequence[Results], folder: Path, *, prefix: str) -> dict[Path, str]:
-    """Write the plots as PNG into a folder; returns them with their captions."""
+def draw_plots(seeds: Sequence[Results], against: Compared, folder: Path, *, prefix: str) -> dict[Path, str]:
+    """Write the plots as PNG into a folder; returns them with their captions. `against`: what `compared` gave."""
     plots = {
-        "rounds": (_rounds(seeds), "NDCG@3 per round for active and inactive users"),
+        "rounds": (
+            _rounds(seeds) if n_rounds(seeds) > 1 else None,
+            "NDCG@3 per round for active and inactive users",
+        ),
+        "against": (
+            _against(against) if against else None,
+            "EvoRec's NDCG@3 minus each other strategy's, all rounds together, with 95 % intervals",
+        ),
         "cost": (
             _cost(seeds) if has_seconds(seeds) else None,
             "NDCG@3 in the last round against training seconds per round",
@@ -87,6 +97,30 @@ def _rounds(seeds: Sequence[Results]) -> Figure:
             if row == len(rows) - 1:
                 axes.set_xlabel("round")
     _legend(plot, grid[0, 0], len(names))
+    return plot
+
+
+def _against(found: Compared) -> Figure:
+    """A panel for each part, a row for each other strategy; right of zero EvoRec is ahead."""
+    others = [*found]
+    parts = [*next(iter(found.values()))]
+    plot = _figure(13, 0.34 * len(others) + 1.6)
+    grid = plot.subplots(1, len(parts), sharey=True)
+    for axes, part in zip(grid, parts, strict=True):
+        for row, other in enumerate(others):
+            one = found[other][part]
+            clear = one.low > 0 or one.high < 0
+            colour = COLOURS[1] if one.low > 0 else COLOURS[0] if one.high < 0 else "#777777"
+            axes.plot([one.low, one.high], [row, row], color=colour, linewidth=2)
+            face = colour if clear else "white"
+            axes.plot([one.mean], [row], marker="o", markersize=6, color=colour, markerfacecolor=face)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_title(part, fontsize=10)
+        axes.grid(alpha=0.3, axis="x")
+        axes.tick_params(axis="x", labelsize=8)
+    grid[0].set_yticks(range(len(others)), others)
+    grid[0].set_ylim(len(others) - 0.5, -0.5)
+    plot.supxlabel("EvoRec's NDCG@3 minus the other's (hollow: level)", fontsize=9)
     return plot
 
 

@@ -20,7 +20,7 @@ from evolver.bench.goals import goals
 from evolver.bench.plots import draw_plots
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
-from evolver.bench.summary import summary
+from evolver.bench.summary import compared, summary
 from evolver.bench.tables import Results, everything, has_seconds, markdown, strategies_of
 from shared.errors import InvalidInput, NotFound
 
@@ -80,11 +80,12 @@ def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -
     out.parent.mkdir(parents=True, exist_ok=True)
     for name, seeds in datasets.items():
         lines += [f"## {name}", "", *about(seeds)]
-        for plot, caption in draw_plots(seeds, out.parent, prefix=f"{out.stem}-{name}").items():
+        against = compared(seeds)
+        for plot, caption in draw_plots(seeds, against, out.parent, prefix=f"{out.stem}-{name}").items():
             lines += [f"![{caption}]({plot.name})", ""]
         if reached := goals(seeds):
             lines += ["### Goals", "", *reached]
-        lines += summary(seeds) + everything(seeds)
+        lines += summary(seeds, against) + everything(seeds)
     lines += [] if forget is None else known_truth.section(json.loads(forget.read_text()))
     out.write_text("\n".join(lines).rstrip() + "\n")
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, Difference, difference
@@ -18,6 +18,9 @@ from evolver.bench.tables import (
     strategies_of,
 )
 
+PARTS = tuple((kind, group) for kind in KINDS for group in GROUPS[:2])
+ALL = "all"
+
 READING = [
     "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
     "`all` is over both kinds of targets and both groups. An ablation lacks a part or replaces it: where EvoRec is",
@@ -25,19 +28,34 @@ READING = [
 ]
 
 
-def summary(seeds: Sequence[Results]) -> list[str]:
-    """A row for each other strategy; nothing where EvoRec was not run, or was alone."""
+Compared = Mapping[str, Mapping[str, Difference]]
+"""Other strategy -> part (`memory, U_A`, or `ALL` of them) -> EvoRec's NDCG@3 minus the other's."""
+
+
+def compared(seeds: Sequence[Results]) -> Compared:
+    """EvoRec and each other strategy; nothing where EvoRec was not run, or was alone."""
     names = strategies_of(seeds)
-    others = [name for name in names if name != EVOREC]
-    if EVOREC not in names or not others:
+    if EVOREC not in names:
+        return {}
+    return {
+        other: {
+            **{f"{kind}, {group}": _pooled(seeds, other, [kind], group) for kind, group in PARTS},
+            ALL: _pooled(seeds, other, KINDS, "U"),
+        }
+        for other in names
+        if other != EVOREC
+    }
+
+
+def summary(seeds: Sequence[Results], found: Compared) -> list[str]:
+    """A row for each other strategy; `found` is what `compared` gave."""
+    if not found:
         return []
-    columns = [(kind, group) for kind in KINDS for group in GROUPS[:2]]
-    header = ["EvoRec and", *(f"`{kind}`, {group}" for kind, group in columns), "all", "its seconds", "EvoRec is"]
-    rows = []
-    for other in others:
-        cells = [interval(_pooled(seeds, other, [kind], group)) for kind, group in columns]
-        everything = _pooled(seeds, other, KINDS, "U")
-        rows.append([other, *cells, interval(everything), _share_of_seconds(seeds, other), verdict(everything)])
+    header = ["EvoRec and", *(f"`{kind}`, {group}" for kind, group in PARTS), ALL, "its seconds", "EvoRec is"]
+    rows = [
+        [other, *map(interval, parts.values()), _share_of_seconds(seeds, other), verdict(parts[ALL])]
+        for other, parts in found.items()
+    ]
     return ["### EvoRec and each other strategy, all rounds together", "", *READING, "", *markdown(header, rows)]
 
 

@@ -39,7 +39,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
     ):
         assert words in text
     for name in ("shop", "other"):
-        for plot in ("rounds", "cost", "votes"):
+        for plot in ("rounds", "against", "cost", "votes"):
             assert f"(results-{name}-{plot}.png)" in text
             with Image.open(tmp_path / "docs" / f"results-{name}-{plot}.png") as image:
                 assert min(image.size) > 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evolver.bench.summary import summary
+from evolver.bench.summary import compared, summary
 from tests.bench_support import bench_results
 
 
@@ -12,7 +12,11 @@ def rows_of(*values: dict[str, float]) -> dict[str, list[str]]:
         bench_results(list(value), seed=seed, value=lambda name, _, __, value=value: value[name])  # type: ignore[misc]
         for seed, value in enumerate(values)
     ]
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary(seeds) if line.startswith("| ")]
+    table = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in summary(seeds, compared(seeds))
+        if line.startswith("| ")
+    ]
     return {name: cells for name, *cells in table[2:]}
 
 
@@ -37,7 +41,7 @@ def test_seeds_are_averaged_and_seconds_are_a_multiple() -> None:
 def test_seconds_of_a_shared_accelerator_are_not_compared() -> None:
     found = bench_results(["finetune", "evorec"], value=lambda *_: 0.4)
     found["arguments"] |= {"shared": True}
-    row = next(line for line in summary([found]) if line.startswith("| finetune"))
+    row = next(line for line in summary([found], compared([found])) if line.startswith("| finetune"))
     assert row.endswith("| – | level |")
 
 
