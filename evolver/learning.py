@@ -18,7 +18,7 @@ from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
-from evolver.recipe import Recipe, Retention, Start, Targets, Unasked, top_layers
+from evolver.recipe import Negatives, Recipe, Retention, Start, Targets, Unasked, top_layers
 from evolver.retriever_training import averaged, finetune_retriever, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
@@ -241,8 +241,9 @@ class Learner:
 
     def _update(self, location: Location, index: RetrieverIndex, forgotten: ForgottenSet) -> UpdateResult:
         settings, examples = self._settings, self.examples
-        active = examples.training(self._recipe.targets, index, forgotten)
-        validation = examples.validation(index, forgotten)
+        near = self._parent_index if self._recipe.negatives is Negatives.PARENT else index
+        active = examples.training(self._recipe.targets, near, forgotten)
+        validation = examples.validation(near, forgotten)
         config = UpdateConfig(
             epochs=settings.bootstrap_epochs if self._is_bootstrap else settings.update_epochs,
             learning_rate=settings.learning_rate,

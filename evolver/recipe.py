@@ -50,6 +50,17 @@ class Retention(Enum):
     NOTHING = auto()
 
 
+class Negatives(Enum):
+    """Whose retriever finds the near negatives of training and validation prompts (ADR 0026).
+
+    RENEWED: this version's, which was fitted to the very targets that they stand beside. PARENT: the previous one's,
+    which knows no more of them than a retriever knows of what is asked when it serves.
+    """
+
+    RENEWED = auto()
+    PARENT = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """Layers by how they react: active users' similarities [U, L] -> `Location`."""
@@ -102,6 +113,7 @@ class Recipe:
     forget: bool = True
     consistency: bool = True
     retention: Retention = Retention.AVERAGE
+    negatives: Negatives = Negatives.RENEWED
 
 
 EVOREC = Recipe()

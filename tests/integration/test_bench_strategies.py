@@ -29,7 +29,7 @@ from evolver.update import EXAMPLES_PER_INACTIVE, update
 from shared.config import Settings
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
 from shared.prompt import Prompt
-from shared.retriever import RETRIEVER_FILE, Retriever
+from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
 from shared.types import ItemId, UserId
 from tests.factories import manifest
 from tests.store_inputs import store_inputs
@@ -46,6 +46,7 @@ LOCATING = [
     "evorec-without-average",
     "evorec-rehearsal",
     "evorec-parent-average",
+    "evorec-parent-negatives",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
@@ -61,13 +62,14 @@ Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
 @dataclass
 class Seen:
     """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
-    inactive prompts it was given, and whose interactions its retriever was fine-tuned on.
+    inactive prompts it was given, whose interactions its retriever was fine-tuned on, and what found near negatives.
     """
 
     retrieved: frozenset[UserId] = frozenset()
     asked: Asked = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
     n_inactive: int = 0
+    near: RetrieverIndex | None = None
 
 
 @dataclass
@@ -124,9 +126,10 @@ def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
     where validation may find the parent better.
     """
 
-    def asking(user: Any, history: Any, target: Any, *rest: Any, **more: Any) -> Any:
+    def asking(user: Any, history: Any, target: Any, near: RetrieverIndex, *rest: Any, **more: Any) -> Any:
         seen.asked.append((user, tuple(history), target))
-        return make_example(user, history, target, *rest, **more)
+        seen.near = near
+        return make_example(user, history, target, near, *rest, **more)
 
     def training(
         model: Any, layers: Any, active: Any, inactive: Sequence[Prompt], _: Any, *rest: Any, **more: Any
@@ -322,6 +325,19 @@ def test_who_is_held_to_the_parent(played: Round, name: str) -> None:
     expected = played.settings.max_train_examples // EXAMPLES_PER_INACTIVE if name in CONSISTENT else 0
     assert played.seen[name].n_inactive == expected
     assert played.learned[name].consistency == (1.0 if name in CONSISTENT else 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "frozen"])
+def test_whose_retriever_finds_near_negatives(played: Round, name: str) -> None:
+    """The version's own, which saw the window; one ablation asks the parent's."""
+    near, asked = played.seen[name].near, [item.item_id for item in played.inputs.items]
+    assert near is not None
+    folder = "bootstrap" if name == "evorec-parent-negatives" else name
+    expected = RetrieverIndex(Retriever.load(played.folder / folder), played.inputs.items)
+    assert near.scores(asked[:2], asked) == pytest.approx(expected.scores(asked[:2], asked), abs=1e-5)
+    other = RetrieverIndex(Retriever.load(played.folder / "frozen"), played.inputs.items)
+    same = near.scores(asked[:2], asked) == pytest.approx(other.scores(asked[:2], asked), abs=1e-5)
+    assert same is (name == "evorec-parent-negatives")
 
 
 def test_lsat_keeps_the_long_term_lora_beside_the_short_term_one(played: Round) -> None:

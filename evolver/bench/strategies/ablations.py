@@ -7,7 +7,17 @@ from dataclasses import replace
 from evolver.bench.by_recipe import by_recipe
 from evolver.bench.strategy import Strategy
 from evolver.locate import least_similar, located, most_similar
-from evolver.recipe import EVOREC, Asked, LayerRule, Retention, Unasked, every_layer, random_layers, top_layers
+from evolver.recipe import (
+    EVOREC,
+    Asked,
+    LayerRule,
+    Negatives,
+    Retention,
+    Unasked,
+    every_layer,
+    random_layers,
+    top_layers,
+)
 
 
 def _in_layers(name: str, what: str, rule: LayerRule) -> Strategy:
@@ -47,5 +57,10 @@ ABLATIONS = (
         "evorec-rehearsal",
         "EvoRec, with a retriever that rehearses what inactive users did, and is averaged with none.",
         by_recipe(replace(EVOREC, retention=Retention.REHEARSAL)),
+    ),
+    Strategy(
+        "evorec-parent-negatives",
+        "EvoRec, with near negatives from its parent's retriever, which has not seen the window.",
+        by_recipe(replace(EVOREC, negatives=Negatives.PARENT)),
     ),
 )
