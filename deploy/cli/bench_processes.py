@@ -33,7 +33,7 @@ class Job:
 
 
 def run_at_once(plan: Plan, seeds: Sequence[int], base: str, on_poll: Callable[[], None]) -> None:
-    """Do all steps of these seeds on a base, in its processes. `on_poll` is called twice a second and at the end.
+    """Do all steps of these seeds on a base, in `plan.processes`. `on_poll` is called twice a second and at the end.
 
     Raises what a job raised, the first of them; the others are then ended, and go on behind their last steps when the
     work is taken up again.

@@ -25,17 +25,17 @@ def test_two_epochs_of_three_prompts() -> None:
 
 
 def test_the_teacher_and_the_consistency_term_are_counted() -> None:
-    """Five inactive prompts of 10: the teacher reads 50, four are trained on. Each of two steps draws half a
-    batch, hence 40 tokens; the fifth is judged on three times.
+    """Five inactive prompts of 10: the teacher reads 50, four are trained on. Each of two steps draws an eighth of a
+    batch, two of them, hence 40 tokens; the fifth is judged on three times.
     """
-    config = UpdateConfig(epochs=1, batch_size=4)
-    work = work_of_update(_labelled([10] * 6), _prompts([10] * 5), [], config)
-    assert work == Work(examples=6, tokens_forward=50 + 60 + 40 + 3 * 10, tokens_backward=60 + 40)
+    config = UpdateConfig(epochs=1, batch_size=16)
+    work = work_of_update(_labelled([10] * 20), _prompts([10] * 5), [], config)
+    assert work == Work(examples=20, tokens_forward=50 + 200 + 40 + 3 * 10, tokens_backward=200 + 40)
 
 
 def test_each_consistency_weight_is_a_training_run() -> None:
     """Two runs of one step, hence one validation each and one before; a weight of 0 draws no inactive prompts."""
-    config = UpdateConfig(epochs=1, batch_size=4, consistency=(0.0, 1.0))
+    config = UpdateConfig(epochs=1, batch_size=16, consistency=(0.0, 1.0))
     work = work_of_update(_labelled([10] * 2), _prompts([10] * 5), [], config)
     assert work == Work(examples=4, tokens_forward=50 + 40 + 20 + 3 * 10, tokens_backward=40 + 20)
 
