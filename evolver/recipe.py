@@ -104,7 +104,7 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `retention`: what the retriever keeps of what the parent's knew.
+    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: whose the near ones are.
     """
 
     start: Start = Start.PARENT

@@ -8,7 +8,6 @@ signals, and its tick starts what is due.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import mmap
 import os
@@ -29,6 +28,7 @@ from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
 from shared.embedded_redis import broker_url
+from shared.parent import signal_when_parent_dies
 from shared.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,6 @@ HARD_TIME_LIMIT_S: Final = int(MAX_RUN_S) + 600
 VISIBILITY_TIMEOUT_S: Final = HARD_TIME_LIMIT_S + 3600
 DRAIN_S: Final = 15.0
 
-_PR_SET_PDEATHSIG: Final = 1
 _CHATTY: Final = ("celery.worker.strategy", "celery.app.trace")  # our own records say more of a run's begin and end
 
 
@@ -102,7 +101,8 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
         _kill_self_after(DRAIN_S)
 
     def prepare_child(**_: object) -> None:
-        _die_with_parent()
+        # A killed worker takes its child along: nobody would look after it, and two of them might not fit in memory.
+        signal_when_parent_dies(signal.SIGKILL)  # Linux only; elsewhere the lease alone keeps runs apart
         _stay_in_the_background()
         if pipeline is None:
             # While the child waits for a run: half of a short run's time would go into imports.
@@ -123,13 +123,6 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
     )
     worker.start()
     return 0 if stopping.is_set() else int(worker.exitcode or 0)  # Celery calls Ctrl-C a failure
-
-
-def _die_with_parent() -> None:
-    """A killed worker takes its child along: nobody would look after it, and two of them might not fit in memory."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only; elsewhere the lease alone keeps runs apart
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _stay_in_the_background() -> None:

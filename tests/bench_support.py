@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,17 @@ def make_interactions(n_users: int = 80, n: int = 900, seed: int = 0) -> tuple[I
             bought.add((user, item))
             events.append(interaction(f"u{user:03d}", f"i{item:03d}", at=len(events) * DAY / 4))
     return tuple(events)
+
+
+def write_shop(
+    folder: Path, items: Sequence[Item] = make_items(), interactions: Sequence[Interaction] = make_interactions()
+) -> list[str]:
+    """A dataset as files; the options that name them."""
+    files = {"items": folder / "items.jsonl", "interactions": folder / "interactions.csv"}
+    files["items"].write_text("\n".join(json.dumps(asdict(item)) for item in items))
+    rows = [f"{event.user_id},{event.item_id},{event.timestamp}" for event in interactions]
+    files["interactions"].write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    return [word for option, path in files.items() for word in (f"--{option}", str(path))]
 
 
 def learned_nothing(inputs: EvolutionInputs, out: Path) -> Learned:

@@ -7,9 +7,7 @@ everything done.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +17,7 @@ from dataclasses import dataclass, replace
 from deploy.cli.bench_run import Plan
 from deploy.cli.output import log_as_notes
 from shared.errors import EvorecError
+from shared.parent import signal_when_parent_dies
 
 POLL_S = 0.5
 
@@ -89,7 +88,7 @@ def _afterwards(plan: Plan, job: Job) -> list[Job]:
 def _begin(threads: int | None) -> None:
     """What each process does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal_when_parent_dies(signal.SIGKILL)  # or we would work on, and hold memory and locks
     log_as_notes()
     import torch
     from transformers.utils import logging
@@ -97,14 +96,6 @@ def _begin(threads: int | None) -> None:
     logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed ends nobody: without this its processes would work on, and hold memory and locks."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _work(plan: Plan, base: str, job: Job) -> None:

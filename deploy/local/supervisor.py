@@ -17,8 +17,9 @@ from typing import NoReturn, TypeVar
 
 import psutil
 
-from deploy.local.tethered import PARENT_VARIABLE, adopt_orphans
+from deploy.local.tethered import PARENT_VARIABLE
 from shared.errors import EvorecError
+from shared.parent import adopt_orphans
 
 _LINE_LIMIT = 1 << 20  # bytes of one log line; a longer one is cut into several
 _TAIL_LINES = 40

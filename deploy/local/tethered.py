@@ -6,30 +6,17 @@ has threads. The kernel keeps the setting across the exec.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+from shared.parent import signal_when_parent_dies
+
 PARENT_VARIABLE = "EVOREC_TETHERED_TO"
 
 
-def _prctl(option: int, value: int) -> None:
-    """Does nothing where the C library has no prctl (anything but Linux)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(option, value, 0, 0, 0)
-
-
-def adopt_orphans() -> None:
-    """Processes whose parent died become children of this one, so that stopping all descendants misses none."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
 def main() -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_when_parent_dies(signal.SIGTERM)
     parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is not None and os.getppid() != int(parent):  # it died before the call above
         sys.exit(1)

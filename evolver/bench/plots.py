@@ -14,13 +14,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.results import EVOREC
-from evolver.bench.summary import Compared
+from evolver.bench.summary import AHEAD, BEHIND, LEVEL, Compared, verdict
 from evolver.bench.tables import Results, has_seconds, mean_figure, mean_seconds, n_rounds, strategies_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", ":")
+VERDICTS = {AHEAD: COLOURS[1], BEHIND: COLOURS[0], LEVEL: "#777777"}
 DPI = 130
 LOGARITHMIC_FROM = 20.0  # times the cheapest strategy's seconds
 
@@ -109,10 +110,9 @@ def _against(found: Compared) -> Figure:
     for axes, part in zip(grid, parts, strict=True):
         for row, other in enumerate(others):
             one = found[other][part]
-            clear = one.low > 0 or one.high < 0
-            colour = COLOURS[1] if one.low > 0 else COLOURS[0] if one.high < 0 else "#777777"
+            said = verdict(one)
+            colour, face = VERDICTS[said], "white" if said == LEVEL else VERDICTS[said]
             axes.plot([one.low, one.high], [row, row], color=colour, linewidth=2)
-            face = colour if clear else "white"
             axes.plot([one.mean], [row], marker="o", markersize=6, color=colour, markerfacecolor=face)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(part, fontsize=10)

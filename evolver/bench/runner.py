@@ -94,7 +94,8 @@ class SeedRun:
     def run(self, watcher: Watcher) -> None:
         """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
         self._keep_arguments()
-        total, done = len(self.steps), 0
+        names = [strategy.name for strategy in self.strategies]
+        total, done = len(steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)), 0
         if self.leave_one_out:
             watcher.step("leave one out", done, total)
             _once(self.folder / LEAVE_ONE_OUT_FOLDER, partial(self._leave_one_out, watcher))
@@ -114,12 +115,6 @@ class SeedRun:
                 # The parent of this round's version has done its duty.
                 shutil.rmtree(folder / f"round-{number - 1}" / VERSION_FOLDER, ignore_errors=True)
         watcher.step("done", total, total)
-
-    @property
-    def steps(self) -> list[Path]:
-        """The folders of all that is to be done."""
-        names = [strategy.name for strategy in self.strategies]
-        return steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)
 
     @cached_property
     def builder(self) -> PromptBuilder:

@@ -20,6 +20,7 @@ from evolver.bench.tables import (
 
 PARTS = tuple((kind, group) for kind in KINDS for group in GROUPS[:2])
 ALL = "all"
+AHEAD, BEHIND, LEVEL = "ahead", "behind", "level"
 
 READING = [
     "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
@@ -83,5 +84,5 @@ def verdict(found: Difference) -> str:
     ('ahead', 'level')
     """
     if found.low > 0:
-        return "ahead"
-    return "behind" if found.high < 0 else "level"
+        return AHEAD
+    return BEHIND if found.high < 0 else LEVEL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +17,7 @@ from evolver.bench.strategy import Learned, Strategy, Task
 from shared.errors import InvalidInput
 from shared.types import Interaction, Item
 from tests import tiny_base
-from tests.bench_support import learned_nothing, make_interactions, make_items
+from tests.bench_support import learned_nothing, make_interactions, make_items, write_shop
 
 NAMES = ("frozen", "retrain", "finetune", "evorec", "evorec-all-layers")
 
@@ -50,10 +49,7 @@ def _bench(
 ) -> Result:
     data = folder / "shop"
     data.mkdir(exist_ok=True)
-    (data / "items.jsonl").write_text("\n".join(json.dumps(asdict(item)) for item in items))
-    rows = [f"{event.user_id},{event.item_id},{event.timestamp}" for event in interactions]
-    (data / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
-    files = ["--items", str(data / "items.jsonl"), "--interactions", str(data / "interactions.csv")]
+    files = write_shop(data, items, interactions)
     base = str(tiny_base.write_base(folder / "base"))
     return CliRunner().invoke(app, ["bench", *files, "--out", str(folder / "out"), "--base", base, *options])
 

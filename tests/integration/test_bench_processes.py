@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from evolver.bench.runner import is_done
 from shared.config import Settings
 from shared.errors import Conflict, EvorecError
 from tests import tiny_base
-from tests.bench_support import make_interactions, make_items
+from tests.bench_support import write_shop
 
 NAMES = ("frozen", "finetune")
 SIZE = Size(train_examples=8, evaluated=5, rounds=2, base_scale=0.0, settings={"retriever_epochs": 1})
@@ -31,9 +30,7 @@ SIZE = Size(train_examples=8, evaluated=5, rounds=2, base_scale=0.0, settings={"
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with items, interactions and a base."""
     folder = tmp_path_factory.mktemp("shop")
-    (folder / "items.jsonl").write_text("\n".join(json.dumps(asdict(item)) for item in make_items()))
-    rows = [f"{event.user_id},{event.item_id},{event.timestamp}" for event in make_interactions()]
-    (folder / "interactions.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]))
+    write_shop(folder)
     tiny_base.write_weights(tiny_base.write_base(folder / "base"))
     return folder
 
