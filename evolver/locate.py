@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evolver.batches import PromptBatch, batches_by_length, collate
+from evolver.batches import SCORED_AT_ONCE, PromptBatch, collate, scored_batches
+from evolver.lora import merged
 from evolver.trunk import decoder_layers, run_trunk
 from shared.prompt import Prompt
 
@@ -150,7 +151,6 @@ def locate(
     new: Sequence[Prompt],
     *,
     rule: Callable[[Tensor], Location] = located_in_upper,
-    batch_size: int = 16,
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> Location:
     """Run each user's two prompts (old[i], new[i]) through the model; `rule` makes the location of all users'
@@ -162,13 +162,14 @@ def locate(
         raise ValueError("Locate needs at least one active user with an old history")
     rows: list[Tensor] = [torch.empty(0)] * len(old)
     done = 0
-    for chunk in batches_by_length(new, batch_size):
-        before, after = collate([old[i] for i in chunk]), collate([new[i] for i in chunk])
-        h_old, h_new = block_outputs(model, before), block_outputs(model, after)
-        for row, i in enumerate(chunk):
-            rows[i] = layer_similarity(h_old[row], h_new[row], before.mask[row], after.mask[row])
-        done += len(chunk)
-        on_batch(done / len(old))
+    with merged(model):
+        for chunk in scored_batches(new, *SCORED_AT_ONCE[model.device.type]):
+            before, after = collate([old[i] for i in chunk]), collate([new[i] for i in chunk])
+            h_old, h_new = block_outputs(model, before), block_outputs(model, after)
+            for row, i in enumerate(chunk):
+                rows[i] = layer_similarity(h_old[row], h_new[row], before.mask[row], after.mask[row])
+            done += len(chunk)
+            on_batch(done / len(old))
     return rule(torch.stack(rows))
 
 

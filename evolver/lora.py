@@ -143,20 +143,19 @@ def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[
     """While their LoRA does not change, let some layers (None: all) compute W' x with W' = W + (alpha / r) B A in place
     of W x + (alpha / r) B (A x): one product where there were three.
 
-    The weights themselves are set aside and put back, not computed back, so they return bit for bit. In float32 alone:
-    in bfloat16 it gains little. Where the copies would take more than `MERGED_MIB`, nothing is merged (such a base's
-    own products are so large that LoRA adds little to them).
+    The weights themselves are set aside and put back, not computed back, so they return bit for bit. W' is rounded to
+    what products are computed in, as W would be in each of them. Where the copies would take more than `MERGED_MIB`,
+    nothing is merged (such a base's own products are so large that LoRA adds little to them).
     """
-    linears = _lora_linears(model, layers)
-    size = sum(linear.get_base_layer().weight.nbytes for linear in linears)
-    if model.compute_dtype != torch.float32 or size > MERGED_MIB * 2**20:
+    linears, dtype = _lora_linears(model, layers), model.compute_dtype
+    if sum(linear.get_base_layer().weight.numel() for linear in linears) * dtype.itemsize > MERGED_MIB * 2**20:
         linears = []
     kept = [linear.get_base_layer().weight.data for linear in linears]
     try:
         # Plain tensors: one made in inference mode could not take part in training.
         with torch.inference_mode(False), torch.no_grad():
             for linear, weight in zip(linears, kept, strict=True):
-                linear.get_base_layer().weight.data = weight + linear.get_delta_weight("default")
+                linear.get_base_layer().weight.data = (weight + linear.get_delta_weight("default")).to(dtype)
                 linear.merged_adapters.append("default")
         yield
     finally:
