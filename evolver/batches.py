@@ -61,22 +61,24 @@ def make_example(
     index: RetrieverIndex,
     pool: Sequence[ItemId],
     *,
+    near_share: float,
     n_candidates: int,
     own: frozenset[ItemId],
     seed: int,
 ) -> Example:
-    """A training example: half of the negatives from the retriever's best, the rest uniform from `pool`, never the
-    user's own.
+    """A training example: a share of the negatives from the index's best, the rest evenly from `pool`, never the user's
+    own.
 
     The candidates stand in the order of a hash, never the retriever's.
     """
     rng = _rng(seed, user_id, target, len(history))
-    near = [item for item, _ in index.candidates(history, NEAR_NEGATIVES, exclude=own | {target})]
-    wanted = min(n_candidates - 1, len(pool) - 1)
-    chosen = [near[i] for i in rng.permutation(len(near))[: wanted // 2]]
+    wanted = min(n_candidates, len(pool)) - 1
+    near = index.candidates(history, NEAR_NEGATIVES, exclude=own | {target}) if near_share else []
+    chosen = [near[i][0] for i in rng.permutation(len(near))[: int(wanted * near_share)]]
     taken = {target, *chosen, *own}
-    far = [item for item in (pool[i] for i in rng.integers(0, len(pool), size=6 * n_candidates)) if item not in taken]
-    negatives = [*chosen, *dict.fromkeys(far)][:wanted]
+    drawn = rng.choice(len(pool), size=min(len(pool), len(taken) + wanted), replace=False)  # enough of them are left
+    far = [item for item in (pool[i] for i in drawn) if item not in taken]
+    negatives = [*chosen, *far][:wanted]
     return Example(user_id, tuple(history), tuple(candidate_order([target, *negatives], user_id)), target)
 
 

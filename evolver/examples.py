@@ -81,18 +81,22 @@ class Examples:
 
     # -- prompts ------------------------------------------------------------------------------------------------------
 
-    def training(self, targets: Targets, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
-        """The prompts that Update trains on."""
+    def training(
+        self, targets: Targets, index: RetrieverIndex, forgotten: ForgottenSet, *, near_share: float
+    ) -> list[Labelled]:
+        """The prompts that Update trains on; `near_share` of their negatives are of the index's best."""
         examples = []
         for user, place in self.positions(targets, forgotten):
             sequence = filtered(forgotten, user, self._split.visible[user])
-            examples.append(self._labelled(index, user, sequence[:place], sequence[place]))
+            examples.append(self._labelled(index, user, sequence[:place], sequence[place], near_share))
         return examples
 
-    def validation(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
-        """The held-out active users' prompts, which choose between checkpoints."""
+    def validation(self, index: RetrieverIndex, forgotten: ForgottenSet, *, near_share: float) -> list[Labelled]:
+        """The held-out active users' prompts, which choose between checkpoints; made as those of `training`."""
         return [
-            self._labelled(index, target.user_id, filtered(forgotten, target.user_id, target.before), target.item_id)
+            self._labelled(
+                index, target.user_id, filtered(forgotten, target.user_id, target.before), target.item_id, near_share
+            )
             for target in self._split.validation
         ]
 
@@ -128,7 +132,9 @@ class Examples:
                 )
             yield prompts
 
-    def _labelled(self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId], target: ItemId) -> Labelled:
+    def _labelled(
+        self, index: RetrieverIndex, user: UserId, history: Sequence[ItemId], target: ItemId, near_share: float
+    ) -> Labelled:
         with working_on(user):
             example = make_example(
                 user,
@@ -136,6 +142,7 @@ class Examples:
                 target,
                 index,
                 self._pool,
+                near_share=near_share,
                 n_candidates=self._settings.rank_candidates,
                 own=frozenset(item_sequence(self._split.visible[user])),
                 seed=self._inputs.seed,

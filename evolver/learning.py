@@ -24,7 +24,7 @@ from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
-from evolver.update import UpdateConfig, UpdateResult, update
+from evolver.update import Labelled, UpdateConfig, UpdateResult, update
 from evolver.work import Work, tokens, work_of_update
 from shared.config import Settings
 from shared.disk import room_in
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 BYTES_PER_WEIGHT = 4  # float32
 FITTED_SHARE = 0.7  # of the fitted weights, where they are averaged with the parent's (ADR 0022)
+NEAR_SHARE = 0.5  # of a training prompt's negatives, where some are near ones (ADR 0026)
 REHEARSING = 0.25  # inactive users for each active one, where the retriever rehearses (ADR 0024)
 
 
@@ -141,6 +142,17 @@ class Learner:
         self.work += Work(tokens_forward=sum(one.tokens for chosen in scored for one in chosen))
         return choose_blend(scored)
 
+    def validation(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
+        """The held-out users' prompts, with negatives as in training; `index` is the renewed retriever's."""
+        near, near_share = self._negatives(index)
+        return self.examples.validation(near, forgotten, near_share=near_share)
+
+    def _negatives(self, renewed: RetrieverIndex) -> tuple[RetrieverIndex, float]:
+        """Whose best some of the negatives are, and what share of them."""
+        negatives = self._recipe.negatives
+        index = renewed if negatives is Negatives.RENEWED else self._parent_index
+        return index, 0.0 if negatives is Negatives.EVEN else NEAR_SHARE
+
     # -- locate -------------------------------------------------------------------------------------------------------
 
     def _locate(self) -> Location:
@@ -241,9 +253,9 @@ class Learner:
 
     def _update(self, location: Location, index: RetrieverIndex, forgotten: ForgottenSet) -> UpdateResult:
         settings, examples = self._settings, self.examples
-        near = self._parent_index if self._recipe.negatives is Negatives.PARENT else index
-        active = examples.training(self._recipe.targets, near, forgotten)
-        validation = examples.validation(near, forgotten)
+        near, near_share = self._negatives(index)
+        active = examples.training(self._recipe.targets, near, forgotten, near_share=near_share)
+        validation = self.validation(index, forgotten)
         config = UpdateConfig(
             epochs=settings.bootstrap_epochs if self._is_bootstrap else settings.update_epochs,
             learning_rate=settings.learning_rate,

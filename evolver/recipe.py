@@ -51,12 +51,14 @@ class Retention(Enum):
 
 
 class Negatives(Enum):
-    """Whose retriever finds the near negatives of training and validation prompts (ADR 0026).
+    """What a target stands beside in training and validation prompts (ADR 0026).
 
-    RENEWED: this version's, which was fitted to the very targets that they stand beside. PARENT: the previous one's,
-    which knows no more of them than a retriever knows of what is asked when it serves.
+    EVEN: items drawn evenly from those known by then. RENEWED: half of them are near ones, among the best of this
+    version's retriever, which was fitted to the very targets. PARENT: half are among the best of the previous
+    version's, which knows no more of the targets than a retriever knows of what is asked when it serves.
     """
 
+    EVEN = auto()
     RENEWED = auto()
     PARENT = auto()
 
@@ -104,7 +106,7 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: whose the near ones are.
+    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: what a target stands beside.
     """
 
     start: Start = Start.PARENT
@@ -113,7 +115,7 @@ class Recipe:
     forget: bool = True
     consistency: bool = True
     retention: Retention = Retention.AVERAGE
-    negatives: Negatives = Negatives.RENEWED
+    negatives: Negatives = Negatives.EVEN
 
 
 EVOREC = Recipe()

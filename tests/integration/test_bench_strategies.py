@@ -46,6 +46,7 @@ LOCATING = [
     "evorec-without-average",
     "evorec-rehearsal",
     "evorec-parent-average",
+    "evorec-near-negatives",
     "evorec-parent-negatives",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
@@ -70,6 +71,7 @@ class Seen:
     start: dict[str, Tensor] = field(default_factory=dict)
     n_inactive: int = 0
     near: RetrieverIndex | None = None
+    near_share: float | None = None
 
 
 @dataclass
@@ -128,7 +130,7 @@ def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
 
     def asking(user: Any, history: Any, target: Any, near: RetrieverIndex, *rest: Any, **more: Any) -> Any:
         seen.asked.append((user, tuple(history), target))
-        seen.near = near
+        seen.near, seen.near_share = near, more["near_share"]
         return make_example(user, history, target, near, *rest, **more)
 
     def training(
@@ -328,16 +330,18 @@ def test_who_is_held_to_the_parent(played: Round, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "frozen"])
+def test_negatives_are_drawn_evenly_but_where_an_ablation_asks_a_retriever(played: Round, name: str) -> None:
+    assert played.seen[name].near_share == (0.5 if name.endswith("-negatives") else 0.0)
+
+
+@pytest.mark.parametrize("name", ["evorec-near-negatives", "evorec-parent-negatives"])
 def test_whose_retriever_finds_near_negatives(played: Round, name: str) -> None:
-    """The version's own, which saw the window; one ablation asks the parent's."""
     near, asked = played.seen[name].near, [item.item_id for item in played.inputs.items]
     assert near is not None
-    folder = "bootstrap" if name == "evorec-parent-negatives" else name
-    expected = RetrieverIndex(Retriever.load(played.folder / folder), played.inputs.items)
-    assert near.scores(asked[:2], asked) == pytest.approx(expected.scores(asked[:2], asked), abs=1e-5)
-    other = RetrieverIndex(Retriever.load(played.folder / "frozen"), played.inputs.items)
-    same = near.scores(asked[:2], asked) == pytest.approx(other.scores(asked[:2], asked), abs=1e-5)
-    assert same is (name == "evorec-parent-negatives")
+    for folder in ("bootstrap", name):
+        index = RetrieverIndex(Retriever.load(played.folder / folder), played.inputs.items)
+        same = near.scores(asked[:2], asked) == pytest.approx(index.scores(asked[:2], asked), abs=1e-5)
+        assert same is ((folder == "bootstrap") is (name == "evorec-parent-negatives"))
 
 
 def test_lsat_keeps_the_long_term_lora_beside_the_short_term_one(played: Round) -> None:

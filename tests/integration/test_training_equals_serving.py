@@ -46,6 +46,7 @@ async def test_a_training_example_is_the_prompt_that_was_served(running: Running
         NEXT,
         index,
         [item.item_id for item in ITEMS],
+        near_share=0.5,
         n_candidates=10,
         own=frozenset(event.item_id for event in events_before),
         seed=0,

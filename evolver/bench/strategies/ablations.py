@@ -59,8 +59,13 @@ ABLATIONS = (
         by_recipe(replace(EVOREC, retention=Retention.REHEARSAL)),
     ),
     Strategy(
+        "evorec-near-negatives",
+        "EvoRec, with half of the negatives from the retriever that was fitted to the window.",
+        by_recipe(replace(EVOREC, negatives=Negatives.RENEWED)),
+    ),
+    Strategy(
         "evorec-parent-negatives",
-        "EvoRec, with near negatives from its parent's retriever, which has not seen the window.",
+        "EvoRec, with half of the negatives from its parent's retriever, which has not seen the window.",
         by_recipe(replace(EVOREC, negatives=Negatives.PARENT)),
     ),
 )

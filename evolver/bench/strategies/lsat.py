@@ -63,7 +63,7 @@ def _merge(task: Task, learner: Learner, lesson: Lesson) -> Lesson:
     settings = task.settings.model_copy(update={"lora_rank": 2 * task.settings.lora_rank})
     merged = load_with_lora(settings, None, seed=task.inputs.seed)
     index, forgotten = lesson.version.index, lesson.version.forgotten
-    validation = learner.examples.validation(index, forgotten)
+    validation = learner.validation(index, forgotten)
     prompts = [example.prompt for example in validation]
 
     def loss(weight: float) -> float:
