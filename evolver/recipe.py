@@ -106,7 +106,8 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: what a target stands beside.
+    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: what a target stands
+    beside.
     """
 
     start: Start = Start.PARENT
