@@ -9,16 +9,11 @@ from typing import Any
 import numpy as np
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT
-from evolver.bench.results import EVOREC, FINETUNE, FROZEN, RETRAIN
-from evolver.bench.rules import RULES
-from evolver.bench.scores import LLM, RETRIEVER
-from evolver.bench.tables import (
+from evolver.bench.reading import (
     Results,
     between,
     figure,
     has_seconds,
-    interval,
-    markdown,
     mean_figure,
     n_rounds,
     over_seeds,
@@ -26,6 +21,10 @@ from evolver.bench.tables import (
     strategies_of,
     trainable_share,
 )
+from evolver.bench.results import EVOREC, FINETUNE, FROZEN, RETRAIN
+from evolver.bench.rules import RULES
+from evolver.bench.scores import LLM, RETRIEVER
+from evolver.bench.tables import interval, markdown
 from evolver.locate import first_upper_layer
 
 FIGURE = "ndcg@3"

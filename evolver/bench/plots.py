@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, UNIFORM_SET
+from evolver.bench.reading import Results, has_seconds, mean_figure, mean_seconds, n_rounds, strategies_of
 from evolver.bench.results import EVOREC
 from evolver.bench.summary import AHEAD, BEHIND, LEVEL, Compared, verdict
-from evolver.bench.tables import Results, has_seconds, mean_figure, mean_seconds, n_rounds, strategies_of
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; shapes tell the rest apart.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

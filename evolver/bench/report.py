@@ -18,10 +18,11 @@ import typer
 from evolver.bench import known_truth
 from evolver.bench.goals import goals
 from evolver.bench.plots import draw_plots
+from evolver.bench.reading import Results, has_seconds, strategies_of
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
 from evolver.bench.summary import compared, summary
-from evolver.bench.tables import Results, everything, has_seconds, markdown, strategies_of
+from evolver.bench.tables import everything, markdown
 from shared.errors import InvalidInput, NotFound
 
 READING = [

@@ -6,17 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, Difference, difference
+from evolver.bench.reading import Results, has_seconds, mean_seconds, n_rounds, strategies_of
 from evolver.bench.results import CUTOFFS, EVOREC
-from evolver.bench.tables import (
-    NOTHING,
-    Results,
-    has_seconds,
-    interval,
-    markdown,
-    mean_seconds,
-    n_rounds,
-    strategies_of,
-)
+from evolver.bench.tables import NOTHING, interval, markdown
 
 PARTS = tuple((kind, group) for kind in KINDS for group in GROUPS[:2])
 ALL = "all"

@@ -10,6 +10,7 @@ import pytest
 MODULES = [
     "evolver.bench.rules",
     "evolver.bench.scores",
+    "evolver.bench.reading",
     "evolver.bench.tables",
     "evolver.bench.strategies.lsat",
     "evolver.evaluate",
