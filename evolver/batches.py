@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Most prompts and tokens in one batch of scores. On a CPU few at once are faster: their states stay in its caches.
 SCORED_AT_ONCE = {"cpu": (32, 3072), "cuda": (256, 65_536)}
-NEAR_NEGATIVES = 100  # negatives "from the retriever" are drawn from its best hundred
+NEAR_NEGATIVES = 100  # near negatives are drawn from an index's best hundred
 
 
 @dataclass(frozen=True, slots=True)

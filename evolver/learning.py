@@ -150,7 +150,7 @@ class Learner:
     def _negatives(self, renewed: RetrieverIndex) -> tuple[RetrieverIndex, float]:
         """Whose best some of the negatives are, and what share of them."""
         negatives = self._recipe.negatives
-        index = renewed if negatives is Negatives.RENEWED else self._parent_index
+        index = self._parent_index if negatives is Negatives.PARENT else renewed
         return index, 0.0 if negatives is Negatives.EVEN else NEAR_SHARE
 
     # -- locate -------------------------------------------------------------------------------------------------------

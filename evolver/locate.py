@@ -14,8 +14,7 @@ The paper lets users vote for any layer; here for one of the upper two thirds, s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,18 +42,15 @@ class Location:
     similarity: tuple[float, ...]
 
 
-def layer_similarity(h_old: Tensor, h_new: Tensor, mask_old: Tensor, mask_new: Tensor) -> Tensor:
-    """s_l = cos(mean_t h_old[l, t], mean_t h_new[l, t]), the means over real tokens.
-
-    h_old: [L, T_old, d], h_new: [L, T_new, d], mask_*: [T_*] true on real tokens -> [L]
-    """
-    return torch.cosine_similarity(pooled(h_old, mask_old), pooled(h_new, mask_new), dim=-1)
+def layer_similarity(old: Tensor, new: Tensor) -> Tensor:
+    """s_l = cos(old_l, new_l) of mean outputs.  old, new: [..., L, d] -> [..., L]"""
+    return torch.cosine_similarity(old, new, dim=-1)
 
 
 def pooled(h: Tensor, mask: Tensor) -> Tensor:
-    """mean over real tokens.  h: [L, T, d], mask: [T] -> [L, d]"""
-    weights = mask.to(h.dtype)[None, :, None]
-    return (h * weights).sum(1) / weights.sum(1)
+    """mean over real tokens, in float32.  h: [B, T, d], mask: [B, T] true on real tokens -> [B, d]"""
+    weights = mask.float()[:, :, None]
+    return (h.float() * weights).sum(1) / weights.sum(1)
 
 
 def votes(similarity: Tensor) -> Tensor:
@@ -164,33 +160,28 @@ def locate(
     done = 0
     with merged(model):
         for chunk in scored_batches(new, *SCORED_AT_ONCE[model.device.type]):
-            before, after = collate([old[i] for i in chunk]), collate([new[i] for i in chunk])
-            h_old, h_new = block_outputs(model, before), block_outputs(model, after)
-            for row, i in enumerate(chunk):
-                rows[i] = layer_similarity(h_old[row], h_new[row], before.mask[row], after.mask[row])
+            before, after = (mean_outputs(model, collate([prompts[i] for i in chunk])) for prompts in (old, new))
+            for i, similarity in zip(chunk, layer_similarity(before, after), strict=True):
+                rows[i] = similarity
             done += len(chunk)
             on_batch(done / len(old))
     return rule(torch.stack(rows))
 
 
-def block_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:
-    """Every decoder block's output for each prompt.  -> [B, L, T, d]"""
-    with _collected(model) as outputs:
-        run_trunk(model, batch.ids.to(model.device))
-    return torch.stack(outputs, dim=1).float().cpu()
-
-
-@contextmanager
-def _collected(model: PeftModel) -> Iterator[list[Tensor]]:
-    """Collect block outputs by hooks: a library's last "hidden state" may already be normalised."""
-    outputs: list[Tensor] = []
+def mean_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:
+    """Every decoder block's output, the mean over each prompt's tokens.  -> [B, L, d] float32"""
+    means: list[Tensor] = []
+    mask = batch.mask.to(model.device)
 
     def keep(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append(output if isinstance(output, Tensor) else output[0])
+        # By hooks, since a library's last "hidden state" may already be normalised; and at once, since all blocks'
+        # outputs of a batch would take as much memory as training does.
+        means.append(pooled(output if isinstance(output, Tensor) else output[0], mask))
 
     hooks = [layer.register_forward_hook(keep) for layer in decoder_layers(model)]
     try:
-        yield outputs
+        run_trunk(model, batch.ids.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()
+    return torch.stack(means, dim=1).cpu()

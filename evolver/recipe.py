@@ -53,7 +53,7 @@ class Retention(Enum):
 class Negatives(Enum):
     """What a target stands beside in training and validation prompts (ADR 0026).
 
-    EVEN: items drawn evenly from those known by then. RENEWED: half of them are near ones, among the best of this
+    EVEN: items drawn evenly from those known by now. RENEWED: half of them are near ones, among the best of this
     version's retriever, which was fitted to the very targets. PARENT: half are among the best of the previous
     version's, which knows no more of the targets than a retriever knows of what is asked when it serves.
     """

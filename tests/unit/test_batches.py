@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evolver.batches import NEAR_NEGATIVES, make_example, scored_batches
@@ -12,7 +13,6 @@ from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Item, ItemId, UserId
 
 ITEMS = tuple(Item(ItemId(f"i{number}"), f"title {number}") for number in range(300))
-INDEX = RetrieverIndex(Retriever([item.item_id for item in ITEMS]), ITEMS)
 
 
 def _prompts(*lengths: int) -> list[Prompt]:
@@ -36,6 +36,7 @@ def test_no_prompts_make_no_batch() -> None:
     assert list(scored_batches([], 32, 100)) == []
 
 
+@settings(deadline=None)  # an index is made for each example
 @given(
     n_known=st.integers(1, len(ITEMS)),
     n_own=st.integers(0, 40),
@@ -66,9 +67,15 @@ def test_a_target_stands_beside_so_many_other_items_none_the_users_own(
     assert example.candidates[example.target_index] == target
 
 
-def test_near_negatives_are_half_of_all_and_even_ones_come_from_everywhere() -> None:
+@pytest.fixture
+def index() -> RetrieverIndex:
+    torch.manual_seed(0)
+    return RetrieverIndex(Retriever([item.item_id for item in ITEMS]), ITEMS)
+
+
+def test_near_negatives_are_half_of_all_and_even_ones_come_from_everywhere(index: RetrieverIndex) -> None:
     target, bought = ItemId("i0"), ItemId("i1")
-    near = {item for item, _ in INDEX.candidates([bought], NEAR_NEGATIVES, exclude={target, bought})}
+    near = {item for item, _ in index.candidates([bought], NEAR_NEGATIVES, exclude={target, bought})}
     shares = {}
     for near_share in (0.0, 0.5):
         drawn = [
@@ -78,7 +85,7 @@ def test_near_negatives_are_half_of_all_and_even_ones_come_from_everywhere() -> 
                 UserId("u"),
                 [bought],
                 target,
-                INDEX,
+                index,
                 [item.item_id for item in ITEMS],
                 near_share=near_share,
                 n_candidates=20,

@@ -11,15 +11,14 @@ from evolver.locate import layer_similarity, located, located_in_upper, pooled, 
 def test_pooling_never_sees_padding() -> None:
     """Two real tokens, (1, 0) and (3, 2), then padding of nines: the mean is (2, 1)."""
     h = torch.tensor([[[1.0, 0.0], [3.0, 2.0], [9.0, 9.0]]])
-    assert pooled(h, torch.tensor([True, True, False])).tolist() == [[2.0, 1.0]]
+    assert pooled(h, torch.tensor([[True, True, False]])).tolist() == [[2.0, 1.0]]
 
 
 def test_similarity_is_the_cosine_of_the_means_per_layer() -> None:
     """Layer 0: (1, 0) against (0, 1) is 0; layer 1: (1, 1) against (2, 2) is 1."""
-    old = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
-    new = torch.tensor([[[0.0, 1.0]], [[2.0, 2.0]]])
-    mask = torch.tensor([True])
-    assert layer_similarity(old, new, mask, mask).tolist() == pytest.approx([0.0, 1.0])
+    old = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    new = torch.tensor([[0.0, 1.0], [2.0, 2.0]])
+    assert layer_similarity(old, new).tolist() == pytest.approx([0.0, 1.0])
 
 
 def test_each_user_votes_for_the_layer_of_lowest_similarity() -> None:
