@@ -156,16 +156,15 @@ def locate(
     """
     if not old:
         raise ValueError("Locate needs at least one active user with an old history")
-    rows: list[Tensor] = [torch.empty(0)] * len(old)
+    similarity = torch.empty(len(old), len(decoder_layers(model)))  # [U, L]
     done = 0
     with merged(model):
         for chunk in scored_batches(new, *SCORED_AT_ONCE[model.device.type]):
             before, after = (mean_outputs(model, collate([prompts[i] for i in chunk])) for prompts in (old, new))
-            for i, similarity in zip(chunk, layer_similarity(before, after), strict=True):
-                rows[i] = similarity
+            similarity[chunk] = layer_similarity(before, after)
             done += len(chunk)
             on_batch(done / len(old))
-    return rule(torch.stack(rows))
+    return rule(similarity)
 
 
 def mean_outputs(model: PeftModel, batch: PromptBatch) -> Tensor:

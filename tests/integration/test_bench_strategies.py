@@ -63,7 +63,8 @@ Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
 @dataclass
 class Seen:
     """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
-    inactive prompts it was given, whose interactions its retriever was fine-tuned on, and what found near negatives.
+    inactive prompts it was given, whose interactions its retriever was fine-tuned on, what was asked for near
+    negatives, and what share of all they are.
     """
 
     retrieved: frozenset[UserId] = frozenset()
