@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolver.lora import merged
+from evolver.merging import merged
 from evolver.trunk import answer_states, run_trunk
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex

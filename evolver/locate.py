@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from evolver.batches import SCORED_AT_ONCE, PromptBatch, collate, scored_batches
-from evolver.lora import merged
+from evolver.merging import merged
 from evolver.trunk import decoder_layers, run_trunk
 from shared.prompt import Prompt
 

@@ -4,11 +4,8 @@ time.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from evolver.attention import attend_blockwise
-from evolver.trunk import decoder_layers, has_parts
+from evolver.trunk import has_parts
 from shared.base_model import base_model_folder
 from shared.config import Settings
 from shared.precision import Dtype, cpu_dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 log = structlog.get_logger(__name__)
@@ -32,7 +28,6 @@ log = structlog.get_logger(__name__)
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPU_ROOM = 4  # free memory that makes a GPU a choice, in sizes of the base: its weights, merged ones, activations
 GPU_ROOM_LEAST = 4 * 2**30  # bytes: of a small base batches of scores, and the retriever's training, take more
-MERGED_MIB = 4096  # most that merged copies of the weights may take
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -138,68 +133,6 @@ def restore_lora(model: PeftModel, state: dict[str, Tensor]) -> None:
     for _, name, parameter in lora_parameters(model):
         if name in state:
             parameter.copy_(state[name])
-
-
-@contextmanager
-def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[None]:
-    """While their LoRA does not change, let some layers (None: all) compute W' x with W' = W + (alpha / r) B A in place
-    of W x + (alpha / r) B (A x): one product where there were three.
-
-    The weights themselves are set aside and put back, not computed back, so they return bit for bit. W' is rounded to
-    what products are computed in, as W would be in each of them. Where the copies would take more than `MERGED_MIB`,
-    nothing is merged (such a base's own products are so large that LoRA adds little to them).
-    """
-    linears, dtype = _lora_linears(model, layers), model.compute_dtype
-    if sum(linear.get_base_layer().weight.numel() for linear in linears) * dtype.itemsize > MERGED_MIB * 2**20:
-        linears = []
-    kept = [linear.get_base_layer().weight.data for linear in linears]
-    try:
-        # Plain tensors: one made in inference mode could not take part in training.
-        with torch.inference_mode(False), torch.no_grad():
-            for linear, weight in zip(linears, kept, strict=True):
-                linear.get_base_layer().weight.data = (weight + linear.get_delta_weight("default")).to(dtype)
-                linear.merged_adapters.append("default")
-        yield
-    finally:
-        for linear, weight in zip(linears, kept, strict=True):
-            linear.get_base_layer().weight.data = weight
-            linear.merged_adapters.clear()
-
-
-@contextmanager
-def composed(model: PeftModel, layers: Collection[int]) -> Iterator[None]:
-    """While some layers train, let them compute W' x with W' = W + (alpha / r) B A, made anew in each pass: the same
-    gradients in fewer, larger products. Only where that pays: on a GPU, which waits for a small base's kernels.
-    """
-    wanted = model.device.type == "cuda" and os.environ.get("EVOREC_X_COMPOSE") == "1"
-    linears = _lora_linears(model, layers) if wanted else []
-    try:
-        for linear in linears:
-            linear.forward = partial(_composed, linear)
-        yield
-    finally:
-        for linear in linears:
-            del linear.forward
-
-
-def _composed(linear: LoraLayer, x: Tensor) -> Tensor:
-    """x: [..., d_in] -> [..., d_out]"""
-    base = linear.get_base_layer()
-    weight = base.weight
-    if not linear.merged:
-        a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
-        with torch.autocast(x.device.type, enabled=False):
-            weight = torch.addmm(weight, b, a, alpha=linear.scaling["default"])
-    return nn.functional.linear(x, weight, base.bias)
-
-
-def _lora_linears(model: PeftModel, layers: Collection[int] | None) -> list[LoraLayer]:
-    """The linears with LoRA of some layers that are not merged yet."""
-    from peft.tuners.lora import LoraLayer
-
-    chosen = decoder_layers(model) if layers is None else [decoder_layers(model)[layer] for layer in layers]
-    modules = (module for block in chosen for module in block.modules())
-    return [module for module in modules if isinstance(module, LoraLayer) and not module.merged]
 
 
 def save_lora(model: PeftModel, folder: Path) -> None:

@@ -27,8 +27,9 @@ from transformers import (
 from evolver import attention
 from evolver.attention import blockwise_attention
 from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
-from evolver.lora import add_lora, lora_parameters, lora_state, merged, train_only
+from evolver.lora import add_lora, lora_parameters, lora_state, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
+from evolver.merging import composed, composing_pays, merged
 from evolver.trunk import decoder_layers, has_parts, run_trunk
 from evolver.update import Labelled, UpdateConfig, alignment_loss, update
 from shared.config import Settings
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 SETTINGS = Settings(dtype="float32", train_device="cpu", lora_rank=4)
 LABELS = tuple(range(40, 60))
+UPPER = (2, 3)  # of four layers
 SIZES = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -101,23 +103,31 @@ def _gradients(model: PeftModel) -> dict[str, Tensor]:
     return found
 
 
+def _loss_and_gradients(
+    model: PeftModel, prompts: Sequence[Prompt], batch_of: BatchOf
+) -> tuple[Tensor, dict[str, Tensor]]:
+    targets = torch.tensor([i % prompt.n_candidates for i, prompt in enumerate(prompts)])
+    train_only(model, UPPER)
+    loss = alignment_loss(label_logprobs(model, batch_of(prompts), LABELS), targets)
+    torch.autograd.backward(loss)
+    return loss.detach(), _gradients(model)
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_training_on_kept_states_has_the_losses_and_gradients_of_the_whole_pass(name: str) -> None:
     model, prompts = _model(name), _prompts(6)
     targets = torch.tensor([i % prompt.n_candidates for i, prompt in enumerate(prompts)])
-    train_only(model, (2, 3))
+    train_only(model, UPPER)
     rows = [_whole_logprobs(model, prompt)[target] for prompt, target in zip(prompts, targets, strict=True)]
     expected = -torch.stack(rows).mean()
     torch.autograd.backward(expected)
     expected_gradients = _gradients(model)
 
     assert model.has_parts
-    batch_of = batches_for(model, (2, 3), mib=1)
+    batch_of = batches_for(model, UPPER, mib=1)
     for _ in range(2):  # computed, then kept
-        loss = alignment_loss(label_logprobs(model, batch_of(prompts), LABELS), targets)
-        torch.autograd.backward(loss)
-        gradients = _gradients(model)
-        torch.testing.assert_close(loss, expected)
+        loss, gradients = _loss_and_gradients(model, prompts, batch_of)
+        torch.testing.assert_close(loss, expected.detach())
         assert gradients.keys() == expected_gradients.keys()
         for key, value in gradients.items():
             torch.testing.assert_close(value, expected_gradients[key], msg=key)
@@ -297,6 +307,37 @@ def test_merging_in_bfloat16_errs_no_more_than_lora_apart() -> None:
         rows = label_logprobs(model, collate(prompts), LABELS)
     apart = rows[rows.isfinite()].numpy()  # row by row, as `exact` is
     assert 0 < np.abs(together - exact).mean() < 1.5 * np.abs(apart - exact).mean()
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_training_through_composed_weights_has_the_same_losses_and_gradients(name: str) -> None:
+    model, prompts = _model(name), _prompts(6)
+    products: list[str] = []  # with A alone
+    query = decoder_layers(model)[-1].self_attn.q_proj
+    query.lora_A["default"].register_forward_hook(lambda *_: products.append(name))
+    with composed(model, UPPER):
+        together = _loss_and_gradients(model, prompts, collate)
+    assert not products
+    apart = _loss_and_gradients(model, prompts, collate)
+    assert products
+    torch.testing.assert_close(together, apart)
+
+
+def test_scores_between_steps_on_composed_weights_are_those_of_now() -> None:
+    model, prompts = _model(), _prompts(4)
+    before = score_prompts(model, prompts, LABELS)
+    with composed(model, UPPER):
+        np.testing.assert_allclose(score_prompts(model, prompts, LABELS)[0], before[0], rtol=1e-4)
+        with torch.no_grad():
+            for _, _, parameter in lora_parameters(model):
+                parameter.zero_()
+        changed = score_prompts(model, prompts, LABELS)
+    assert not np.allclose(changed[0], before[0], atol=1e-2)
+    assert score_prompts(model, prompts, LABELS) == changed  # nothing stays composed
+
+
+def test_on_a_cpu_weights_are_not_composed() -> None:
+    assert not composing_pays(_model())
 
 
 def test_kept_states_lose_nothing_in_bfloat16() -> None:

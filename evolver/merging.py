@@ -1,0 +1,88 @@
+"""LoRA as part of the weights, W' = W + (alpha / r) B A: one product W' x where there were three, W x + (alpha / r)
+B (A x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from evolver.trunk import decoder_layers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+MERGED_MIB = 4096  # most that merged copies of the weights may take
+COMPOSED_UP_TO = 2**18  # weights of a linear: larger ones keep a GPU busy, and their own gradients would cost
+
+
+@contextmanager
+def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[None]:
+    """While their LoRA does not change, let some layers (None: all) compute W' x with W' = W + (alpha / r) B A in place
+    of W x + (alpha / r) B (A x): one product where there were three.
+
+    The weights themselves are set aside and put back, not computed back, so they return bit for bit. W' is rounded to
+    what products are computed in, as W would be in each of them. Where the copies would take more than `MERGED_MIB`,
+    nothing is merged (such a base's own products are so large that LoRA adds little to them).
+    """
+    linears, dtype = _lora_linears(model, layers), model.compute_dtype
+    if sum(linear.get_base_layer().weight.numel() for linear in linears) * dtype.itemsize > MERGED_MIB * 2**20:
+        linears = []
+    kept = [linear.get_base_layer().weight.data for linear in linears]
+    try:
+        # Plain tensors: one made in inference mode could not take part in training.
+        with torch.inference_mode(False), torch.no_grad():
+            for linear, weight in zip(linears, kept, strict=True):
+                linear.get_base_layer().weight.data = (weight + linear.get_delta_weight("default")).to(dtype)
+                linear.merged_adapters.append("default")
+        yield
+    finally:
+        for linear, weight in zip(linears, kept, strict=True):
+            linear.get_base_layer().weight.data = weight
+            linear.merged_adapters.clear()
+
+
+@contextmanager
+def composed(model: PeftModel, layers: Collection[int]) -> Iterator[None]:
+    """While their LoRA trains, let some layers make W' anew in each pass: the same outputs and gradients of A and B, in
+    fewer and larger products, at the price of a gradient of W' in between (d_in d_out multiplications a token).
+    """
+    linears = _lora_linears(model, layers)
+    try:
+        for linear in linears:
+            linear.forward = partial(_composed_product, linear)
+        yield
+    finally:
+        for linear in linears:
+            del linear.forward
+
+
+def composing_pays(model: PeftModel) -> bool:
+    """Where a GPU waits for the kernels of a small base (ADR 0027): on a CPU both ways take the same time."""
+    if model.device.type != "cuda" or model.compute_dtype != torch.float32:
+        return False
+    return all(linear.get_base_layer().weight.numel() <= COMPOSED_UP_TO for linear in _lora_linears(model, None))
+
+
+def _composed_product(linear: LoraLayer, x: Tensor) -> Tensor:
+    """x: [..., d_in] -> [..., d_out]"""
+    base = linear.get_base_layer()
+    if linear.merged:  # for scores in between
+        return nn.functional.linear(x, base.weight, base.bias)
+    a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
+    return nn.functional.linear(x, torch.addmm(base.weight, b, a, alpha=linear.scaling["default"]), base.bias)
+
+
+def _lora_linears(model: PeftModel, layers: Collection[int] | None) -> list[LoraLayer]:
+    """The linears with LoRA of some layers that are not merged yet."""
+    from peft.tuners.lora import LoraLayer
+
+    chosen = decoder_layers(model) if layers is None else [decoder_layers(model)[layer] for layer in layers]
+    modules = (module for block in chosen for module in block.modules())
+    return [module for module in modules if isinstance(module, LoraLayer) and not module.merged]
