@@ -103,6 +103,7 @@ def bench_results(
             "forgotten_share": 0.125,
             "consistency": 1.0,
             "validation_loss": [2.5, 2.4] if place else None,
+            "evaluation_seconds": 600.0,
             "cost": {
                 "seconds": {"locate": 3.0 * place, "update": 10.0 * 2**place} if place else {},
                 "examples": 100 * place,
@@ -155,6 +156,7 @@ def bench_results(
         },
         "arguments": {"max_train_examples": 1500, "max_evaluated": 1000},
         "strategies": {name: f"{name}: what it does." for name in strategies},
+        "bootstrap": {"cost": {"seconds": {"forget": 360.0, "update": 720.0}}},
         "rounds": [
             {
                 "round": number,

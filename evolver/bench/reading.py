@@ -91,6 +91,14 @@ def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
     return float(np.mean([total_seconds(one, strategy) for one in seeds]))
 
 
+def hours(one: Results) -> tuple[float, float]:
+    """Of all strategies' learning in a seed, its bootstrap's included, and of asking their versions."""
+    versions = [version for a_round in one["rounds"] for version in a_round["strategies"].values()]
+    learning = sum(sum(made["cost"]["seconds"].values()) for made in (one["bootstrap"], *versions))
+    asking = sum(version["evaluation_seconds"] for version in versions)
+    return learning / 3600, asking / 3600
+
+
 def trainable_share(cost: Mapping[str, Any]) -> float:
     """Of LoRA's parameters."""
     return float(cost["trainable_parameters"] / max(1, cost["lora_parameters"]))

@@ -18,7 +18,7 @@ import typer
 from evolver.bench import known_truth
 from evolver.bench.goals import goals
 from evolver.bench.plots import draw_plots
-from evolver.bench.reading import Results, has_seconds, strategies_of
+from evolver.bench.reading import Results, has_seconds, hours, strategies_of
 from evolver.bench.results import FORMAT
 from evolver.bench.rules import RULES
 from evolver.bench.summary import compared, summary
@@ -131,7 +131,11 @@ def _clock(seeds: Sequence[Results]) -> str:
     if not has_seconds(seeds):
         return "Other processes used the accelerator meanwhile, so no seconds are given."
     accelerated = seeds[0]["machine"]["accelerator"]
-    return f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}."
+    learning, asking = (sum(part) / len(seeds) for part in zip(*map(hours, seeds), strict=True))
+    return (
+        f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}. One after another, a "
+        f"seed's steps took {learning:.1f} hours of learning and {asking:.1f} of asking."
+    )
 
 
 def _day(seconds: float) -> str:
