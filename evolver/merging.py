@@ -1,6 +1,4 @@
-"""LoRA as part of the weights, W' = W + (alpha / r) B A: one product W' x where there were three, W x + (alpha / r)
-B (A x).
-"""
+"""LoRA as part of the weights: W' x with W' = W + (alpha / r) B A in place of W x + (alpha / r) B (A x)."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 MERGED_MIB = 4096  # most that merged copies of the weights may take
-COMPOSED_UP_TO = 2**18  # weights of a linear: larger ones keep a GPU busy, and their own gradients would cost
+COMPOSED_UP_TO = 2**18  # weights of a linear; measured with a quarter of that: larger ones keep a GPU busy
 
 
 @contextmanager
 def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[None]:
-    """While their LoRA does not change, let some layers (None: all) compute W' x with W' = W + (alpha / r) B A in place
-    of W x + (alpha / r) B (A x): one product where there were three.
+    """While their LoRA does not change, let some layers (None: all) have W' for their weights: one product where there
+    were three.
 
     The weights themselves are set aside and put back, not computed back, so they return bit for bit. W' is rounded to
     what products are computed in, as W would be in each of them. Where the copies would take more than `MERGED_MIB`,
@@ -50,10 +48,14 @@ def merged(model: PeftModel, layers: Collection[int] | None = None) -> Iterator[
 
 @contextmanager
 def composed(model: PeftModel, layers: Collection[int]) -> Iterator[None]:
-    """While their LoRA trains, let some layers make W' anew in each pass: the same outputs and gradients of A and B, in
-    fewer and larger products, at the price of a gradient of W' in between (d_in d_out multiplications a token).
+    """While their LoRA trains, let some layers make W' anew in each pass, where that pays: the same outputs and
+    gradients of A and B, in fewer and larger products, at the price of a gradient of W' (d_in d_out multiplications a
+    token).
     """
     linears = _lora_linears(model, layers)
+    weights = max((linear.get_base_layer().weight.numel() for linear in linears), default=0)
+    if not composing_pays(model.device, model.compute_dtype, weights):
+        linears = []
     try:
         for linear in linears:
             linear.forward = partial(_composed_product, linear)
@@ -63,11 +65,17 @@ def composed(model: PeftModel, layers: Collection[int]) -> Iterator[None]:
             del linear.forward
 
 
-def composing_pays(model: PeftModel) -> bool:
-    """Where a GPU waits for the kernels of a small base (ADR 0027): on a CPU both ways take the same time."""
-    if model.device.type != "cuda" or model.compute_dtype != torch.float32:
-        return False
-    return all(linear.get_base_layer().weight.numel() <= COMPOSED_UP_TO for linear in _lora_linears(model, None))
+def composing_pays(device: torch.device, dtype: torch.dtype, weights: int) -> bool:
+    """Where a GPU waits for a small base's kernels (ADR 0027); on a CPU both ways take the same time. `weights`: how
+    many the largest linear has.
+
+    >>> gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    >>> composing_pays(gpu, torch.float32, 192 * 384), composing_pays(cpu, torch.float32, 192 * 384)
+    (True, False)
+    >>> composing_pays(gpu, torch.bfloat16, 192 * 384), composing_pays(gpu, torch.float32, 3584 * 18944)
+    (False, False)
+    """
+    return device.type == "cuda" and dtype == torch.float32 and weights <= COMPOSED_UP_TO
 
 
 def _composed_product(linear: LoraLayer, x: Tensor) -> Tensor:

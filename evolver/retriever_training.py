@@ -17,7 +17,7 @@ from shared.types import Item, ItemId, UserId
 # catalog.
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
-GROUP_USERS = {"cpu": 32, "cuda": BATCH_USERS}  # of a batch, read at once: a GPU waits longer for work than for padding
+READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
 
 
@@ -129,7 +129,7 @@ def _loss(
     vectors = model.item_vectors(of_pool.items, of_pool)  # [P, d]
     states, targets = [], []
     by_length = sorted(picked, key=lambda chunk: len(chunk[0]))
-    at_once = GROUP_USERS[vectors.device.type]
+    at_once = READ_AT_ONCE[vectors.device.type]
     for start in range(0, len(by_length), at_once):
         ids, mask = _padded(by_length[start : start + at_once])
         places, mask = torch.searchsorted(pool, ids).to(vectors.device), mask.to(vectors.device)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from evolver.batches import BatchOf, batches_by_length, label_logprobs, score_prompts
 from evolver.lora import lora_state, restore_lora, train_only
 from evolver.lower_blocks import batches_for
-from evolver.merging import composed, composing_pays, merged
+from evolver.merging import composed, merged
 from evolver.trunk import decoder_layers
 from shared.prompt import Prompt
 
@@ -118,7 +118,7 @@ def update(
     the last fifth of them, which are not trained on: lambda is judged by both things it trades.
     """
     frozen = set(range(len(decoder_layers(model)))) - set(layers)
-    with merged(model, frozen), composed(model, layers if composing_pays(model) else ()):
+    with merged(model, frozen), composed(model, layers):
         asked = _Asked(model, label_ids, batches_for(model, layers, mib=config.kept_mib))
         return _update(asked, layers, active, inactive, validation, config, on_step)
 

@@ -92,7 +92,9 @@ def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
 
 
 def hours(one: Results) -> tuple[float, float]:
-    """Of all strategies' learning in a seed, its bootstrap's included, and of asking their versions."""
+    """What a seed's learning took, its bootstrap's included (as `total_seconds`), and what asking its versions took, by
+    the clock.
+    """
     versions = [version for a_round in one["rounds"] for version in a_round["strategies"].values()]
     learning = sum(sum(made["cost"]["seconds"].values()) for made in (one["bootstrap"], *versions))
     asking = sum(version["evaluation_seconds"] for version in versions)

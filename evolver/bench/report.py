@@ -133,8 +133,8 @@ def _clock(seeds: Sequence[Results]) -> str:
     accelerated = seeds[0]["machine"]["accelerator"]
     learning, asking = (sum(part) / len(seeds) for part in zip(*map(hours, seeds), strict=True))
     return (
-        f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}. One after another, "
-        f"a seed's steps took {learning:.1f} hours of learning and {asking:.1f} of asking."
+        f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}. A seed's learning "
+        f"took {learning:.1f} hours of these, asking its versions {asking:.1f} hours by the clock, over all processes."
     )
 
 

@@ -90,13 +90,14 @@ def intervals(seeds: Sequence[Results], reference: str, kind: str, candidates: s
     """Differences of NDCG to a reference with their intervals; bold where the interval leaves zero out."""
     columns = [(number, group) for number in range(1, n_rounds(seeds) + 1) for group in GROUPS]
     header = ["strategy", *(f"round {number}, {group}" for number, group in columns)]
-    rows = []
-    for other in strategies_of(seeds):
-        if other != reference:
-            pair = (reference, other) if reference == EVOREC else (other, reference)
-            cells = [interval(between(seeds, number, *pair, kind, candidates, group)) for number, group in columns]
-            rows.append([" - ".join(pair), *cells])
-    return markdown(header, rows)
+    others = [name for name in strategies_of(seeds) if name != reference]
+    pairs = [(reference, other) if reference == EVOREC else (other, reference) for other in others]
+    # Column by column: pairs share its resampled users, and `paired` remembers those of a few columns only.
+    cells = [
+        [interval(between(seeds, number, *pair, kind, candidates, group)) for pair in pairs]
+        for number, group in columns
+    ]
+    return markdown(header, [*zip(map(" - ".join, pairs), *cells, strict=True)])
 
 
 def interval(found: Difference) -> str:

@@ -35,7 +35,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         "Seeds: 0, 1.",
         "5.4 M parameters",
         "2 without a title",
-        "a seed's steps took 0.4 hours of learning and 1.5 of asking.",
+        "A seed's learning took 0.4 hours of these, asking its versions 1.5 hours by the clock",
         "retrain: what it does.",
     ):
         assert words in text

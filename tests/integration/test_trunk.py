@@ -24,12 +24,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from evolver import attention
+from evolver import attention, merging
 from evolver.attention import blockwise_attention
 from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
 from evolver.lora import add_lora, lora_parameters, lora_state, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
-from evolver.merging import composed, composing_pays, merged
+from evolver.merging import merged
 from evolver.trunk import decoder_layers, has_parts, run_trunk
 from evolver.update import Labelled, UpdateConfig, alignment_loss, update
 from shared.config import Settings
@@ -309,35 +309,52 @@ def test_merging_in_bfloat16_errs_no_more_than_lora_apart() -> None:
     assert 0 < np.abs(together - exact).mean() < 1.5 * np.abs(apart - exact).mean()
 
 
+@pytest.fixture
+def _composing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    monkeypatch.setattr(merging, "composing_pays", lambda *_: True)
+
+
+def _products_with_a(model: PeftModel) -> list[str]:
+    """Fills up while the last block multiplies by A alone."""
+    products: list[str] = []
+    query = decoder_layers(model)[-1].self_attn.q_proj
+    query.lora_A["default"].register_forward_hook(lambda *_: products.append("A x"))
+    return products
+
+
+@pytest.mark.usefixtures("_composing")
 @pytest.mark.parametrize("name", BASES)
 def test_training_through_composed_weights_has_the_same_losses_and_gradients(name: str) -> None:
     model, prompts = _model(name), _prompts(6)
-    products: list[str] = []  # with A alone
-    query = decoder_layers(model)[-1].self_attn.q_proj
-    query.lora_A["default"].register_forward_hook(lambda *_: products.append(name))
-    with composed(model, UPPER):
+    products = _products_with_a(model)
+    with merging.composed(model, UPPER):
         together = _loss_and_gradients(model, prompts, collate)
     assert not products
     apart = _loss_and_gradients(model, prompts, collate)
-    assert products
+    assert products  # nothing stays composed
     torch.testing.assert_close(together, apart)
 
 
+@pytest.mark.usefixtures("_composing")
 def test_scores_between_steps_on_composed_weights_are_those_of_now() -> None:
     model, prompts = _model(), _prompts(4)
     before = score_prompts(model, prompts, LABELS)
-    with composed(model, UPPER):
+    with merging.composed(model, UPPER):
         np.testing.assert_allclose(score_prompts(model, prompts, LABELS)[0], before[0], rtol=1e-4)
         with torch.no_grad():
             for _, _, parameter in lora_parameters(model):
                 parameter.zero_()
-        changed = score_prompts(model, prompts, LABELS)
-    assert not np.allclose(changed[0], before[0], atol=1e-2)
-    assert score_prompts(model, prompts, LABELS) == changed  # nothing stays composed
+        assert not np.allclose(score_prompts(model, prompts, LABELS)[0], before[0], atol=1e-2)
 
 
-def test_on_a_cpu_weights_are_not_composed() -> None:
-    assert not composing_pays(_model())
+@pytest.mark.parametrize("pays", [True, False])
+def test_an_update_composes_weights_where_that_pays(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "composing_pays", lambda *_: pays)
+    model = _model()
+    products = _products_with_a(model)
+    _update(model, UPPER)
+    assert bool(products) is not pays
 
 
 def test_kept_states_lose_nothing_in_bfloat16() -> None:
