@@ -31,6 +31,7 @@ from shared.disk import room_in
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
+from shared.sasrec import RetrieverConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -204,6 +205,7 @@ class Learner:
             self._inputs.items,
             {user: filtered(known, user, visible[user]) for user in self.examples.users(Targets.EVERYTHING)},
             epochs=self._settings.retriever_epochs,
+            config=RetrieverConfig(members=self._settings.retriever_members),
             seed=self._inputs.seed,
             on_step=self._stages.report,
             device=self.model.device,

@@ -1,5 +1,5 @@
-"""Training of the retriever: from scratch at the bootstrap, and the fine-tuning on a window with which Forget
-begins. It trains on any device, and is handed over on the CPU, where it answers.
+"""Training of the retriever, each member apart: from scratch at the bootstrap, and the fine-tuning on a window with
+which Forget begins. It trains on any device, and is handed over on the CPU, where it answers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.item_words import ItemWords
-from shared.retriever import Retriever, RetrieverConfig
+from shared.retriever import Retriever
+from shared.sasrec import RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
 # Above this many items the softmax runs over the targets and this many shared random items instead of the whole
@@ -33,7 +34,7 @@ def train_retriever(
 ) -> Retriever:
     """A retriever trained on every position of the sequences (oldest first)."""
     torch.manual_seed(seed)
-    model = Retriever([item.item_id for item in items], config or RetrieverConfig())
+    model = Retriever([item.item_id for item in items], config)
     targets = {user: frozenset(range(1, len(sequence))) for user, sequence in sequences.items()}
     _fit(model.to(device), items, sequences, targets, epochs=epochs, seed=seed, learning_rate=3e-3, on_step=on_step)
     return model.to(CPU).eval()
@@ -94,7 +95,8 @@ def _fit(
             loss = _loss(model, words, picked, generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for member in model.members:
+                nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
             on_step((epoch * batches_per_epoch + number + 1) / (epochs * batches_per_epoch))
 
@@ -116,7 +118,8 @@ def _chunks(
 def _loss(
     model: Retriever, words: ItemWords, picked: Sequence[tuple[list[int], list[bool]]], generator: torch.Generator
 ) -> Tensor:
-    """Cross-entropy of each target among the (sampled) catalog, given the items before it; `words`: the catalog's.
+    """Cross-entropy of each target among the (sampled) catalog, given the items before it, of each member by itself:
+    they share what they are shown and no gradient. `words`: the catalog's.
 
     Most histories are short and some are long: they are read in groups of like length, which are padded less.
     """
@@ -126,7 +129,7 @@ def _loss(
         sampled = torch.randint(0, n_items, (MAX_SOFTMAX_ITEMS,), generator=generator)
         pool = torch.unique(torch.cat([torch.tensor([row for chunk, _ in picked for row in chunk]), sampled]))
     of_pool = words.take(pool.numpy())
-    vectors = model.item_vectors(of_pool.items, of_pool)  # [P, d]
+    vectors = model.item_vectors(of_pool.items, of_pool)  # [P, D]
     states, targets = [], []
     by_length = sorted(picked, key=lambda chunk: len(chunk[0]))
     at_once = READ_AT_ONCE[vectors.device.type]
@@ -135,7 +138,9 @@ def _loss(
         places, mask = torch.searchsorted(pool, ids).to(vectors.device), mask.to(vectors.device)
         states.append(model.encode(vectors[places[:, :-1]])[mask[:, 1:]])
         targets.append(places[mask])
-    return nn.functional.cross_entropy(torch.cat(states) @ vectors.T, torch.cat(targets))
+    wanted = torch.cat(targets)
+    logits = model.logits(torch.cat(states), vectors)  # [members, N, P]
+    return torch.stack([nn.functional.cross_entropy(of_member, wanted) for of_member in logits]).sum()
 
 
 def _padded(chunks: Sequence[tuple[list[int], list[bool]]]) -> tuple[Tensor, Tensor]:

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     max_located_users: PositiveInt = 64
     max_evaluated_users: PositiveInt = 400
     max_validation_users: PositiveInt = Field(96, description="They choose checkpoint, blend and consistency weight")
+    retriever_members: PositiveInt = Field(
+        2, description="Networks whose mean the retriever is; a version keeps its parent's number"
+    )
     retriever_epochs: PositiveInt = Field(12, description="Training of the retriever at the bootstrap")
     retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")
     bootstrap_epochs: PositiveInt = 1

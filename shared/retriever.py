@@ -1,16 +1,16 @@
-"""The light sequential model: a SASRec (arXiv 1808.09781) whose items are known by their words as well as by their id.
+"""The retriever of the service and the filter of Forget: a few SASRecs that were trained apart, and their mean.
 
-It is the retriever of the service and the filter of Forget. An item's vector is its id's embedding plus the mean of its
-words' embeddings, so that an item nobody has bought yet can be retrieved through its title.
+Light sequential models that start from other random numbers find other neighbours for the same history, and the mean of
+what they say is far better than any of them (deep ensembles, arXiv 1612.01474; ADR 0028).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shared.errors import InvalidArtifact
 from shared.item_words import ItemWords
+from shared.sasrec import RetrieverConfig, SASRec
 from shared.types import Item, ItemId
 
 if TYPE_CHECKING:
@@ -30,71 +31,55 @@ RETRIEVER_FILE = "retriever.safetensors"
 REMEMBERED_STATES = 4096  # whoever asks about a history often asks again
 
 
-@dataclass(frozen=True, slots=True)
-class RetrieverConfig:
-    """Shape of the model; `max_length` is the longest history it reads (the newest items)."""
-
-    width: int = 64
-    layers: int = 2
-    heads: int = 2
-    max_length: int = 50
-    word_buckets: int = 8192
-    dropout: float = 0.2
-
-
 class Retriever(nn.Module):
-    """SASRec over item vectors: `encode` reads histories, scores are dot products with item vectors."""
+    """Members' item vectors and states stand beside each other, [member 0 | member 1 | ...], so that whoever searches
+    or scores sees one model with vectors [I, D] and states [D], D = members * d.
+    """
 
-    def __init__(self, item_ids: Sequence[ItemId], config: RetrieverConfig = RetrieverConfig()) -> None:
+    def __init__(self, item_ids: Sequence[ItemId], config: RetrieverConfig | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config or RetrieverConfig()
         self.rows: Mapping[ItemId, int] = {item_id: row for row, item_id in enumerate(item_ids)}
-        # The last row belongs to items without an embedding of their own; it stays zero.
-        self.ids = nn.Embedding(len(item_ids) + 1, config.width, padding_idx=len(item_ids))
-        self.words = nn.EmbeddingBag(config.word_buckets, config.width, mode="mean")
-        self.positions = nn.Embedding(config.max_length, config.width)
-        layer = nn.TransformerEncoderLayer(
-            config.width, config.heads, 2 * config.width, config.dropout, batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        for embedding in (self.ids, self.words, self.positions):
-            nn.init.normal_(embedding.weight, std=config.width**-0.5)
-        with torch.no_grad():
-            self.ids.weight.mul_(0.1)
-            self.ids.weight[-1] = 0.0
+        self.members = nn.ModuleList(SASRec(len(item_ids), config) for _ in range(config.members))
 
     def item_vectors(self, items: Sequence[Item], words: ItemWords | None = None) -> Tensor:
-        """id embedding + mean of word embeddings; `words` are those of the items, if they are known.
-
-        -> [len(items), d]
-        """
+        """`words` are those of the items, if they are known.  -> [len(items), D]"""
         words = words or ItemWords.of(items, self.config.word_buckets)
-        unknown, device = len(self.rows), self.ids.weight.device
-        rows = torch.tensor([self.rows.get(item.item_id, unknown) for item in items], dtype=torch.long)
-        buckets, starts = torch.from_numpy(words.buckets), torch.from_numpy(words.starts)
-        vectors: Tensor = self.ids(rows.to(device)) + self.words(buckets.to(device), starts.to(device))
-        return vectors
+        unknown, device = len(self.rows), next(self.parameters()).device
+        rows = torch.tensor([self.rows.get(item.item_id, unknown) for item in items], dtype=torch.long).to(device)
+        buckets, starts = torch.from_numpy(words.buckets).to(device), torch.from_numpy(words.starts).to(device)
+        return torch.cat([member.item_vectors(rows, buckets, starts) for member in self._members()], dim=-1)
 
     def encode(self, history: Tensor) -> Tensor:
-        """States after each item of left-aligned histories.  history: item vectors [B, T <= max_length, d] -> [B, T,
-        d]
+        """States after each item of left-aligned histories; their products with item vectors are the mean of the
+        members'.  history: item vectors [B, T <= max_length, D] -> [B, T, D]
         """
-        length = history.shape[1]
-        hidden = self.dropout(history * self.config.width**0.5 + self.positions.weight[:length])
-        causal = torch.ones(length, length, dtype=torch.bool, device=history.device).triu(1)
-        states: Tensor = self.norm(self.blocks(hidden, mask=causal))
-        return states
+        parts = history.chunk(self.config.members, dim=-1)
+        states = [member.encode(part) for member, part in zip(self._members(), parts, strict=True)]
+        return torch.cat(states, dim=-1) / len(states)
+
+    def logits(self, states: Tensor, vectors: Tensor) -> Tensor:
+        """What each member says by itself.  states: [N, D], vectors: [I, D] -> [members, N, I]"""
+        width, members = self.config.width, self.config.members
+
+        def apart(one: Tensor) -> Tensor:
+            return one.view(-1, members, width).transpose(0, 1)
+
+        return apart(states * members) @ apart(vectors).mT
+
+    def _members(self) -> Iterator[SASRec]:
+        return (cast("SASRec", member) for member in self.members)
 
     def with_items(self, item_ids: Sequence[ItemId]) -> Retriever:
         """A copy that also has (zero) embeddings for the ids it does not know yet."""
         new = [item_id for item_id in item_ids if item_id not in self.rows]
         grown = Retriever([*self.rows, *new], self.config)
         state = self.state_dict()
-        table = torch.zeros(len(self.rows) + len(new) + 1, self.config.width)
-        table[: len(self.rows)] = state["ids.weight"][:-1]
-        grown.load_state_dict({**state, "ids.weight": table})
+        for name in (name for name in state if name.endswith(".ids.weight")):
+            table = torch.zeros(len(grown.rows) + 1, self.config.width)
+            table[: len(self.rows)] = state[name][:-1]
+            state[name] = table
+        grown.load_state_dict(state)
         return grown
 
     def save(self, folder: Path) -> None:
@@ -140,7 +125,9 @@ class RetrieverIndex:
         self._category_codes = torch.tensor([self._categories[item.category] for item in self._items], dtype=torch.long)
         with torch.inference_mode():
             self._vectors = (
-                retriever.item_vectors(self._items, words) if self._items else torch.zeros(0, retriever.config.width)
+                retriever.item_vectors(self._items, words)
+                if self._items
+                else torch.zeros(0, retriever.config.vector_width)
             )
         self._large = _half_precision(self._vectors) if len(self._items) > exact_up_to else None
         self._states: dict[tuple[int, ...], Tensor] = {}

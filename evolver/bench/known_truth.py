@@ -24,6 +24,7 @@ from evolver.retriever_training import finetune_retriever, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
+from shared.sasrec import RetrieverConfig
 from shared.types import Interaction, UserId
 
 FORMAT = "forget-1"
@@ -48,6 +49,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         store.items,
         {user: sequence[: n_old[user]] for user, sequence in sequences.items()},
         epochs=settings.retriever_epochs,
+        config=RetrieverConfig(members=settings.retriever_members),
         seed=seed,
         on_step=lambda _: None,
     )

@@ -22,6 +22,7 @@ from evolver.scoring import NOT_RETRIEVED
 from evolver.splits import item_sequence
 from shared.config import Settings
 from shared.retriever import RetrieverIndex
+from shared.sasrec import RetrieverConfig
 
 CUTOFF = 10
 LEAST = 3  # interactions: one to read, one left out, one to predict
@@ -53,6 +54,7 @@ def leave_one_out(timeline: Timeline, settings: Settings, report: Callable[[floa
         inputs.items,
         {user: sequence[:-2] for user, sequence in sequences.items()},
         epochs=settings.retriever_epochs,
+        config=RetrieverConfig(members=settings.retriever_members),
         seed=timeline.seed,
         on_step=lambda share: report(FITTING * share),
         device=torch.device(device_of_run(settings.train_device)),

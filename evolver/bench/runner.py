@@ -56,6 +56,7 @@ SETTINGS_THAT_COUNT = (
     "max_train_examples",
     "max_located_users",
     "max_validation_users",
+    "retriever_members",
     "retriever_epochs",
     "retriever_window_epochs",
     "bootstrap_epochs",

@@ -10,7 +10,8 @@ from evolver.forget import CurrentSequence, outdated
 from evolver.retriever_training import train_retriever
 from evolver.stores import make_store
 from shared.config import Settings
-from shared.retriever import Retriever, RetrieverConfig
+from shared.retriever import Retriever
+from shared.sasrec import RetrieverConfig
 from shared.types import Interaction, Item, ItemId, UserId
 
 TEAS = [Item(ItemId(f"tea-{n}"), f"tea leaf {n}", "Tea") for n in range(8)]

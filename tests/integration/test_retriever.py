@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from evolver.retriever_training import finetune_retriever, train_retriever
 from shared.errors import InvalidArtifact
-from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverConfig, RetrieverIndex
+from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
+from shared.sasrec import RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
 TEAS = [Item(ItemId(f"tea-{n}"), f"green tea leaf {n}", "Grocery > Tea") for n in range(8)]
@@ -52,6 +54,49 @@ def test_unavailable_excluded_and_other_categories_never_come(trained: Retriever
     assert found == {i.item_id for i in TEAS} - {TEAS[5].item_id, TEAS[6].item_id}
     assert {item for item, _ in index.candidates([], 100, categories={"Outdoor"})} == {i.item_id for i in TENTS}
     assert index.candidates([], 5, categories={"nothing"}) == []
+
+
+def _alone(retriever: Retriever, member: int) -> Retriever:
+    """A retriever of one of the members."""
+    one = Retriever([*retriever.rows], replace(CONFIG, members=1))
+    prefix = f"members.{member}."
+    state = {name: value for name, value in retriever.state_dict().items() if name.startswith(prefix)}
+    one.load_state_dict({name.replace(prefix, "members.0.", 1): value for name, value in state.items()})
+    return one.eval()
+
+
+@torch.inference_mode()
+def test_a_retriever_says_the_mean_of_what_its_members_say(trained: Retriever) -> None:
+    history = torch.tensor([[1, 3, 12]])
+
+    def products(retriever: Retriever) -> torch.Tensor:
+        vectors = retriever.item_vectors(ITEMS)
+        return retriever.encode(vectors[history])[0, -1] @ vectors.T
+
+    members = torch.stack([products(_alone(trained, number)) for number in range(2)])
+    torch.testing.assert_close(products(trained), members.mean(0))
+    assert (members[0] - members[1]).abs().max() > 0.1  # they came from other random numbers
+    vectors = trained.item_vectors(ITEMS)
+    torch.testing.assert_close(trained.logits(trained.encode(vectors[history])[0, -1:], vectors)[:, 0], members)
+
+
+def test_members_learn_apart(trained: Retriever) -> None:
+    """What one of them knows changes nothing of what another learns."""
+    sequences = {UserId("u"): tuple(item.item_id for item in TENTS[:4])}
+    other = Retriever([*trained.rows], CONFIG)
+    other.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        for parameter in other.members[1].parameters():
+            parameter.mul_(3.0)
+    fitted, of_other = (
+        finetune_retriever(
+            one, ITEMS, sequences, {UserId("u"): frozenset({2, 3})}, epochs=2, seed=0, on_step=lambda _: None
+        )
+        for one in (trained, other)
+    )
+    before, after = trained.members[0].state_dict(), fitted.members[0].state_dict()
+    assert not torch.equal(after["words.weight"], before["words.weight"])
+    torch.testing.assert_close(of_other.members[0].state_dict(), after, rtol=0, atol=0)
 
 
 def test_scores_are_log_probabilities_over_the_catalog(trained: Retriever) -> None:

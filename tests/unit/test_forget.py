@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from evolver.forget import KEPT_NEWEST, CurrentSequence, alone, contributions, log_prior, outdated
-from shared.retriever import Retriever, RetrieverConfig
+from shared.retriever import Retriever
+from shared.sasrec import RetrieverConfig
 from shared.types import Item, ItemId, UserId
 
 TEAS = [Item(ItemId(f"tea-{n}"), f"tea leaf {n}", "Tea") for n in range(8)]
