@@ -318,8 +318,8 @@ def _composing(monkeypatch: pytest.MonkeyPatch) -> None:
 def _products_with_a(model: PeftModel) -> list[str]:
     """Fills up while the last block multiplies by A alone."""
     products: list[str] = []
-    query = decoder_layers(model)[-1].self_attn.q_proj
-    query.lora_A["default"].register_forward_hook(lambda *_: products.append("A x"))
+    a = model.get_submodule("base_model.model.model.layers.3.self_attn.q_proj.lora_A.default")
+    a.register_forward_hook(lambda *_: products.append("A x"))
     return products
 
 
