@@ -54,7 +54,7 @@ def contributions(given: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor)
 
 def alone(model: Retriever, vectors: Tensor, rows: Tensor) -> Tensor:
     """log p(. | o) over the catalog, given a single interaction.  rows: [O] -> [O, I]"""
-    states = model.encode(vectors[rows][:, None])[:, 0]  # [O, d]
+    states = model.encode(vectors[rows][:, None])[:, 0]  # [O, D]
     return torch.log_softmax(states @ vectors.T, dim=1)
 
 

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     max_evaluated_users: PositiveInt = 400
     max_validation_users: PositiveInt = Field(96, description="They choose checkpoint, blend and consistency weight")
     retriever_members: PositiveInt = Field(
-        2, description="Networks whose mean the retriever is; a version keeps its parent's number"
+        2, description="SASRecs whose mean the retriever is, from a domain's bootstrap on"
     )
     retriever_epochs: PositiveInt = Field(12, description="Training of the retriever at the bootstrap")
     retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")

@@ -1,7 +1,8 @@
-"""The retriever of the service and the filter of Forget: a few SASRecs that were trained apart, and their mean.
+"""The retriever of the service and the filter of Forget: the mean of a few members, SASRecs that were trained apart.
 
-Light sequential models that start from other random numbers find other neighbours for the same history, and the mean of
-what they say is far better than any of them (deep ensembles, arXiv 1612.01474; ADR 0028).
+Members that start from other random numbers find other neighbours for the same history, and the mean of what they say
+is better than what any of them says (ADR 0028; as deep ensembles, arXiv 1612.01474, which average probabilities where
+this averages logits).
 """
 
 from __future__ import annotations
@@ -74,12 +75,8 @@ class Retriever(nn.Module):
         """A copy that also has (zero) embeddings for the ids it does not know yet."""
         new = [item_id for item_id in item_ids if item_id not in self.rows]
         grown = Retriever([*self.rows, *new], self.config)
-        state = self.state_dict()
-        for name in (name for name in state if name.endswith(".ids.weight")):
-            table = torch.zeros(len(grown.rows) + 1, self.config.width)
-            table[: len(self.rows)] = state[name][:-1]
-            state[name] = table
-        grown.load_state_dict(state)
+        for member, known in zip(grown._members(), self._members(), strict=True):
+            member.take(known)
         return grown
 
     def save(self, folder: Path) -> None:
@@ -98,7 +95,12 @@ class Retriever(nn.Module):
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             about = json.loads(metadata["retriever"])
-            model = cls(about["item_ids"], RetrieverConfig(**about["config"]))
+            if "members" not in about["config"]:  # written before there were several (ADR 0028)
+                tensors = {f"members.0.{name}": value for name, value in tensors.items()}
+            config = RetrieverConfig(**about["config"])
+            if len({name.split(".")[1] for name in tensors}) != config.members:
+                raise ValueError(f"its weights are not those of {config.members} members")
+            model = cls(about["item_ids"], config)
             model.load_state_dict(tensors)
         except Exception as error:
             raise InvalidArtifact(f"{path} is no retriever that this version can read: {error}") from error
@@ -207,7 +209,7 @@ class RetrieverIndex:
         return tuple(known[-self._retriever.config.max_length :])
 
     def _state(self, history: Sequence[ItemId]) -> Tensor | None:
-        """The state after the newest known items; None where none is known.  -> [d]"""
+        """The state after the newest known items; None where none is known.  -> [D]"""
         rows = self._known_rows(history)
         if not rows:
             return None
@@ -220,7 +222,7 @@ class RetrieverIndex:
 
     @torch.inference_mode()
     def _encoded(self, rows: Sequence[int]) -> Tensor:
-        """-> [d]"""
+        """-> [D]"""
         states = self._retriever.encode(self._vectors[list(rows)].unsqueeze(0))
         return states[0, -1].clone()  # a view would keep the states of all its items
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from evolver.retriever_training import finetune_retriever, train_retriever
 from shared.errors import InvalidArtifact
@@ -17,7 +19,7 @@ from shared.types import Item, ItemId, UserId
 TEAS = [Item(ItemId(f"tea-{n}"), f"green tea leaf {n}", "Grocery > Tea") for n in range(8)]
 TENTS = [Item(ItemId(f"tent-{n}"), f"dome tent shelter {n}", "Outdoor > Tents") for n in range(8)]
 ITEMS = [*TEAS, *TENTS]
-CONFIG = RetrieverConfig(width=32, layers=1, word_buckets=512, dropout=0.0)
+CONFIG = RetrieverConfig(members=2, width=32, layers=1, word_buckets=512, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +140,30 @@ def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path)
         Retriever.load(tmp_path)
 
 
+def test_a_file_from_before_there_were_members_is_one_of_one_member(trained: Retriever, tmp_path: Path) -> None:
+    one = _alone(trained, 1)
+    tensors = {name.removeprefix("members.0."): value.contiguous() for name, value in one.state_dict().items()}
+    config = {name: value for name, value in asdict(one.config).items() if name != "members"}
+    about = json.dumps({"config": config, "item_ids": [*one.rows]})
+    save_file(tensors, tmp_path / RETRIEVER_FILE, {"retriever": about})
+    history, ids = [TEAS[1].item_id], [item.item_id for item in ITEMS]
+    assert RetrieverIndex(Retriever.load(tmp_path), ITEMS).scores(history, ids) == RetrieverIndex(one, ITEMS).scores(
+        history, ids
+    )
+
+
+@pytest.mark.parametrize("members", [0, -1, 3, 10**9])
+def test_a_file_whose_weights_are_of_other_members_is_refused(trained: Retriever, tmp_path: Path, members: int) -> None:
+    tensors = {name: value.contiguous() for name, value in trained.state_dict().items()}
+    about = json.dumps({"config": asdict(replace(CONFIG, members=members)), "item_ids": [*trained.rows]})
+    save_file(tensors, tmp_path / RETRIEVER_FILE, {"retriever": about})
+    with pytest.raises(InvalidArtifact, match=f"not those of {members} members"):
+        Retriever.load(tmp_path)
+
+
 def test_growing_by_new_items_changes_no_score(trained: Retriever) -> None:
     grown = trained.with_items([*(item.item_id for item in ITEMS), ItemId("new")])
+    assert all(not member.state_dict()["ids.weight"][len(ITEMS) :].any() for member in grown.members)
     history, ids = [TEAS[1].item_id, TEAS[2].item_id], [item.item_id for item in ITEMS]
     assert RetrieverIndex(grown, ITEMS).scores(history, ids) == RetrieverIndex(trained, ITEMS).scores(history, ids)
 
