@@ -82,7 +82,8 @@ def _composed_product(linear: LoraLayer, x: Tensor) -> Tensor:
     """x: [..., d_in] -> [..., d_out]"""
     base = linear.get_base_layer()
     if linear.merged:  # for scores in between
-        return nn.functional.linear(x, base.weight, base.bias)
+        merged_product: Tensor = base(x)
+        return merged_product
     a, b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
     return nn.functional.linear(x, torch.addmm(base.weight, b, a, alpha=linear.scaling["default"]), base.bias)
 

@@ -14,6 +14,7 @@ from evolver.bench.reading import (
     between,
     figure,
     has_seconds,
+    learning_seconds,
     mean_figure,
     n_rounds,
     over_seeds,
@@ -91,7 +92,7 @@ def _mean(seeds: Sequence[Results], read: Callable[[Results], float | None]) -> 
 
 def _seconds(seeds: Sequence[Results], number: int, name: str) -> float:
     """Of learning, in one round."""
-    return _mean(seeds, lambda one: sum(_cost(one, number, name)["seconds"].values()))
+    return _mean(seeds, lambda one: learning_seconds(_cost(one, number, name)))
 
 
 def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:

@@ -81,9 +81,14 @@ def mean_cost(one: Results, strategy: str, value: Callable[[Mapping[str, Any]], 
     return float(np.mean([value(a_round["strategies"][strategy]["cost"]) for a_round in one["rounds"]]))
 
 
+def learning_seconds(cost: Mapping[str, Any]) -> float:
+    """Of all stages together."""
+    return float(sum(cost["seconds"].values()))
+
+
 def total_seconds(one: Results, strategy: str) -> float:
     """Of learning, per round."""
-    return mean_cost(one, strategy, lambda cost: sum(cost["seconds"].values()))
+    return mean_cost(one, strategy, learning_seconds)
 
 
 def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
@@ -96,7 +101,7 @@ def hours(one: Results) -> tuple[float, float]:
     the clock.
     """
     versions = [version for a_round in one["rounds"] for version in a_round["strategies"].values()]
-    learning = sum(sum(made["cost"]["seconds"].values()) for made in (one["bootstrap"], *versions))
+    learning = sum(learning_seconds(made["cost"]) for made in (one["bootstrap"], *versions))
     asking = sum(version["evaluation_seconds"] for version in versions)
     return learning / 3600, asking / 3600
 
