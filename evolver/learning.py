@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +17,8 @@ from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
-from evolver.recipe import Negatives, Recipe, Retention, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import averaged, finetune_retriever, train_retriever
+from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
+from evolver.retriever_training import renew_retriever, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
@@ -39,9 +38,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BYTES_PER_WEIGHT = 4  # float32
-FITTED_SHARE = 0.7  # of the fitted weights, where they are averaged with the parent's (ADR 0022)
 NEAR_SHARE = 0.5  # of a training prompt's negatives, where some are near ones (ADR 0026)
-REHEARSING = 0.25  # inactive users for each active one, where the retriever rehearses (ADR 0024)
+REHEARSED_USERS = 0.25  # inactive users for each active one, where a member rehearses (ADR 0024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +174,41 @@ class Learner:
     # -- forget -------------------------------------------------------------------------------------------------------
 
     def _forget(self) -> Forgetting:
-        """Renew the retriever; with what was fitted to the window, where the recipe forgets, find what is outdated.
+        """Renew the retriever; where the recipe forgets, ask it what is outdated.
 
         Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
         """
-        asked, kept = self._renewed()
-        return self._outdated(asked, kept) if self._recipe.forget else Forgetting(kept, self._known)
+        renewed = self._renewed()
+        return self._outdated(renewed) if self._recipe.forget else Forgetting(renewed, self._known)
 
-    def _renewed(self) -> tuple[Retriever, Retriever]:
-        """The retriever that Forget asks, and the one to keep."""
-        report, retention = self._stages.report, self._recipe.retention
+    def _renewed(self) -> Retriever:
+        """The parent's, fitted to the window; or one from scratch, where the recipe learns from everything."""
         if self._recipe.targets is Targets.EVERYTHING:
-            trained = self._trained()
-            return trained, trained
-        if retention is Retention.AVERAGE:
-            fitted = self._finetuned(lambda share: report(share / 2), rehearses=False)
-            rehearsing = self._finetuned(lambda share: report((1 + share) / 2), rehearses=True)
-            return fitted, averaged(fitted, rehearsing, 0.5)
-        fitted = self._finetuned(report, rehearses=retention is Retention.REHEARSAL)
-        if retention is Retention.PARENT:
-            return fitted, averaged(self._parent_retriever, fitted, FITTED_SHARE)
-        return fitted, fitted
+            return self._trained()
+        active = self.examples.users(Targets.WINDOW)
+        rehearsed = self.examples.inactive_users(math.ceil(REHEARSED_USERS * len(active)))
+        sequences, targets = {}, {}
+        for user in (*active, *rehearsed):
+            with working_on(user):
+                events = self._known.filter(user, self._split.visible[user])
+                sequences[user] = item_sequence(events)
+                targets[user] = frozenset(
+                    place
+                    for place, event in enumerate(events)
+                    if user not in self._split.active or self.examples.in_window(event)
+                )
+        return renew_retriever(
+            self._parent_retriever,
+            self._inputs.items,
+            sequences,
+            {user: targets[user] for user in active},
+            {user: targets[user] for user in rehearsed},
+            rehearsing=self._recipe.rehearsing,
+            epochs=self._settings.retriever_window_epochs,
+            seed=self._inputs.seed,
+            on_step=self._stages.report,
+            device=self.model.device,
+        )
 
     def _trained(self) -> Retriever:
         """A retriever from scratch, on everything."""
@@ -211,45 +223,20 @@ class Learner:
             device=self.model.device,
         )
 
-    def _finetuned(self, report: Callable[[float], None], *, rehearses: bool) -> Retriever:
-        """The parent's retriever, fitted to the window; where it rehearses also to all that inactive users did."""
-        active = self.examples.users(Targets.WINDOW)
-        rehearsing = self.examples.inactive_users(math.ceil(REHEARSING * len(active)) if rehearses else 0)
-        sequences, targets = {}, {}
-        for user in (*active, *rehearsing):
-            with working_on(user):
-                events = self._known.filter(user, self._split.visible[user])
-                sequences[user] = item_sequence(events)
-                targets[user] = frozenset(
-                    place
-                    for place, event in enumerate(events)
-                    if user not in self._split.active or self.examples.in_window(event)
-                )
-        return finetune_retriever(
-            self._parent_retriever,
-            self._inputs.items,
-            sequences,
-            targets,
-            epochs=self._settings.retriever_window_epochs,
-            seed=self._inputs.seed,
-            on_step=report,
-            device=self.model.device,
-        )
-
-    def _outdated(self, asked: Retriever, kept: Retriever) -> Forgetting:
+    def _outdated(self, renewed: Retriever) -> Forgetting:
         current, events = {}, {}
         for user in sorted(self._split.active):
             with working_on(user):
                 events[user] = self._known.filter(user, self._split.visible[user])
                 n_old = sum(not self.examples.in_window(event) for event in events[user])
                 current[user] = CurrentSequence(item_sequence(events[user]), n_old)
-        gone = outdated(asked, self._inputs.items, current, on_chunk=lambda _: self._stages.report(1.0))
+        gone = outdated(renewed, self._inputs.items, current, on_chunk=lambda _: self._stages.report(1.0))
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
         )
         considered = sum(sequence.n_considered for sequence in current.values())
         share = len(forgotten) / max(1, considered)
-        return Forgetting(kept, self._known.union(forgotten), len(forgotten), share)
+        return Forgetting(renewed, self._known.union(forgotten), len(forgotten), share)
 
     # -- update -------------------------------------------------------------------------------------------------------
 

@@ -37,19 +37,6 @@ class Targets(Enum):
     WINDOW_AND_PAST = auto()
 
 
-class Retention(Enum):
-    """What keeps the retriever from forgetting where it is fitted to the window (ADR 0024).
-
-    REHEARSAL: it is fitted to some inactive users' interactions too. AVERAGE: its weights are the mean of two fits, one
-    that rehearses and one that does not. PARENT: they are averaged with the parent's. NOTHING does.
-    """
-
-    AVERAGE = auto()
-    PARENT = auto()
-    REHEARSAL = auto()
-    NOTHING = auto()
-
-
 class Negatives(Enum):
     """What a target stands beside in training and validation prompts (ADR 0026).
 
@@ -106,8 +93,8 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `retention`: what the retriever keeps of what the parent's knew. `negatives`: what a target stands
-    beside.
+    the parent's. `rehearsing`: the share of the retriever's members that are fitted to some inactive users'
+    interactions as well as to the window, lest it forgets them (ADR 0029). `negatives`: what a target stands beside.
     """
 
     start: Start = Start.PARENT
@@ -115,7 +102,7 @@ class Recipe:
     layers: LayerRule = Asked(located_in_upper)
     forget: bool = True
     consistency: bool = True
-    retention: Retention = Retention.AVERAGE
+    rehearsing: float = 0.5
     negatives: Negatives = Negatives.EVEN
 
 
@@ -126,5 +113,5 @@ BOOTSTRAP = Recipe(
     layers=Unasked(every_layer),
     forget=False,
     consistency=False,
-    retention=Retention.NOTHING,
+    rehearsing=0.0,
 )

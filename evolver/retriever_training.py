@@ -1,9 +1,10 @@
-"""Training of the retriever, each member apart: from scratch at the bootstrap, and the fine-tuning on a window with
-which Forget begins. It trains on any device, and is handed over on the CPU, where it answers.
+"""Training of the retriever, each member apart: from scratch at the bootstrap, and its renewal by a window with which
+Forget begins. It trains on any device, and is handed over on the CPU, where it answers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -58,14 +59,39 @@ def finetune_retriever(
     return model.to(CPU).eval()
 
 
-def averaged(start: Retriever, end: Retriever, share: float) -> Retriever:
-    """The retriever whose weights lie between those of two, `share` of the way from `start` to `end`: of a parent and
-    what came from it (WiSE-FT, arXiv 2109.01903), or of two that came from one parent (a model soup, arXiv 2203.05482).
-    `end` has all items of `start`; further ones have zeros there.
+def renew_retriever(
+    parent: Retriever,
+    items: Sequence[Item],
+    sequences: Mapping[UserId, Sequence[ItemId]],
+    window: Mapping[UserId, frozenset[int]],
+    rehearsed: Mapping[UserId, frozenset[int]],
+    *,
+    rehearsing: float,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[float], None],
+    device: torch.device = CPU,
+) -> Retriever:
+    """The parent, each member fitted to the positions in `window`; a share `rehearsing` of the members, the last ones
+    and rounded up, to those in `rehearsed` as well (ADR 0029).
     """
-    model, weights = start.with_items([*end.rows]), end.state_dict()
-    model.load_state_dict({name: value.lerp(weights[name], share) for name, value in model.state_dict().items()})
-    return model.eval()
+    members = parent.config.members
+    alone = members - math.ceil(rehearsing * members)
+
+    def fitted(start: int, end: int, targets: Mapping[UserId, frozenset[int]]) -> Retriever:
+        return finetune_retriever(
+            parent.part(start, end),
+            items,
+            sequences,
+            targets,
+            epochs=epochs,
+            seed=seed,
+            on_step=lambda share: on_step((start + share * (end - start)) / members),
+            device=device,
+        )
+
+    parts = ((0, alone, window), (alone, members, {**window, **rehearsed}))
+    return Retriever.joined([fitted(start, end, targets) for start, end, targets in parts if start < end])
 
 
 def _fit(

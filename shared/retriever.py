@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -78,6 +78,20 @@ class Retriever(nn.Module):
         for member, known in zip(grown._members(), self._members(), strict=True):
             member.take(known)
         return grown
+
+    def part(self, start: int, end: int) -> Retriever:
+        """The members from `start` to before `end` (not copied), as a retriever of its own."""
+        one = Retriever([*self.rows], replace(self.config, members=end - start))
+        one.members = self.members[start:end]
+        return one
+
+    @classmethod
+    def joined(cls, parts: Sequence[Retriever]) -> Retriever:
+        """The members of all of them (not copied), which know the same items."""
+        members = [member for part in parts for member in part.members]
+        whole = cls([*parts[0].rows], replace(parts[0].config, members=len(members)))
+        whole.members = nn.ModuleList(members)
+        return whole.eval()
 
     def save(self, folder: Path) -> None:
         """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""

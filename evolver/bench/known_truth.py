@@ -2,8 +2,8 @@
 
     python -m evolver.bench.known_truth --out docs/results/forget.json --page docs/forget.md
 
-As the evolver does it: the retriever is trained on the first period, fine-tuned on the second, and says what is
-outdated for users who came back. Precision is the share of the forgotten that a drift of taste made outdated, recall
+As the evolver does it: the retriever is trained on the first period, renewed by the second, and says what is outdated
+for users who came back. Precision is the share of the forgotten that a drift of taste made outdated, recall
 the share of the outdated that was forgotten; `base_rate` is the precision of forgetting at random, among the
 interactions that Forget considers.
 """
@@ -11,16 +11,20 @@ interactions that Forget considers.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.progress import Progress
 
 from evolver.bench.tables import markdown, spread
 from evolver.forget import THRESHOLD, CurrentSequence, outdated
-from evolver.retriever_training import finetune_retriever, train_retriever
+from evolver.learning import REHEARSED_USERS
+from evolver.recipe import EVOREC
+from evolver.retriever_training import renew_retriever, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
@@ -54,11 +58,15 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         on_step=lambda _: None,
     )
     back = [user for user in sequences if n_old[user] < len(sequences[user])]
-    model = finetune_retriever(
+    away = sorted(sequences.keys() - set(back))
+    rehearsed = np.random.default_rng(seed).permutation(away)[: math.ceil(REHEARSED_USERS * len(back))].tolist()
+    model = renew_retriever(
         model,
         store.items,
         sequences,
         {user: frozenset(range(n_old[user], len(sequences[user]))) for user in back},
+        {user: frozenset(range(len(sequences[user]))) for user in rehearsed},
+        rehearsing=EVOREC.rehearsing,
         epochs=settings.retriever_window_epochs,
         seed=seed,
         on_step=lambda _: None,

@@ -18,7 +18,6 @@ from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.strategy import Learned, Task
 from evolver.bench.version_files import load_blend, load_version
 from evolver.inputs import EvolutionInputs, ParentVersion
-from evolver.learning import FITTED_SHARE
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
 from evolver.pretrain.tiny_model import make_model, save_base_model, train_tokenizer
@@ -43,18 +42,20 @@ LOCATING = [
     *(f"evorec-{name}" for name in ("random-layers", "mean-similarity", "most-similar", "any-layers", "top-layers")),
     "evorec-without-forget",
     "evorec-without-consistency",
-    "evorec-without-average",
-    "evorec-rehearsal",
-    "evorec-parent-average",
+    "evorec-without-rehearsal",
+    "evorec-all-rehearse",
     "evorec-near-negatives",
     "evorec-parent-negatives",
 ]
 FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
 CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
-REHEARSING = {"replay", "evorec-rehearsal"}
-OTHER_RETRIEVERS = {"evorec-without-average", "evorec-rehearsal", "evorec-parent-average"}
-AVERAGING = {name for name in STRATEGIES if name.startswith("evorec")} - OTHER_RETRIEVERS
+# Of which all members of the retriever rehearse, and of which half do.
+ALL_REHEARSE = {"replay", "evorec-all-rehearse"}
+HALF_REHEARSE = {name for name in STRATEGIES if name.startswith("evorec")} - {
+    "evorec-without-rehearsal",
+    "evorec-all-rehearse",
+}
 FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
 
 Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
@@ -63,11 +64,11 @@ Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
 @dataclass
 class Seen:
     """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
-    inactive prompts it was given, whose interactions its retriever was fine-tuned on, what was asked for near
-    negatives, and what share of all they are.
+    inactive prompts it was given, how many members of its retriever were fine-tuned on whose interactions, what was
+    asked for near negatives, and what share of all they are.
     """
 
-    retrieved: frozenset[UserId] = frozenset()
+    fitted: list[tuple[int, frozenset[UserId]]] = field(default_factory=list)
     asked: Asked = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
     n_inactive: int = 0
@@ -141,10 +142,11 @@ def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return update(model, layers, active, inactive, active, *rest, **more)
 
     def fitting(parent: Any, items: Any, sequences: Any, targets: Any, **more: Any) -> Any:
-        seen.retrieved = frozenset(user for user, places in targets.items() if places)
+        users = frozenset(user for user, places in targets.items() if places)
+        seen.fitted.append((parent.config.members, users))
         return finetune_retriever(parent, items, sequences, targets, **more)
 
-    patch.setattr("evolver.learning.finetune_retriever", fitting)
+    patch.setattr("evolver.retriever_training.finetune_retriever", fitting)
     patch.setattr("evolver.examples.make_example", asking)
     patch.setattr("evolver.learning.update", training)
 
@@ -170,8 +172,8 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
         max_located_users=8,
         max_evaluated_users=4,
         max_validation_users=8,
-        retriever_epochs=2,
-        retriever_window_epochs=1,
+        retriever_epochs=8,
+        retriever_window_epochs=2,
         bootstrap_epochs=3,
         update_epochs=3,
         learning_rate=1e-2,
@@ -194,11 +196,12 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"frozen", "retrain"}))
-def test_retrievers_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
+def test_members_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
     parts = _split(played.inputs, played.settings)
-    inactive = played.seen[name].retrieved - parts.active
-    assert inactive <= parts.trainable
-    assert bool(inactive) == (name in REHEARSING | AVERAGING)
+    inactive = [(members, users - parts.active) for members, users in played.seen[name].fitted]
+    assert all(users <= parts.trainable for _, users in inactive)
+    rehearse = [(members, bool(users)) for members, users in inactive]
+    assert rehearse == [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
 
 
 def test_frozen_changes_nothing(played: Round) -> None:
@@ -281,38 +284,12 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
-    """By those that rehearse, by those that average that with fitting, and by those that fit alone."""
-    others = STRATEGIES.keys() - REHEARSING - AVERAGING - {"frozen", "retrain", "evorec-parent-average"}
-    ways = [{played.content(name, RETRIEVER_FILE) for name in names} for names in (REHEARSING, AVERAGING, others)]
+    """By those whose members all rehearse, by those of which half do, and by those that are fitted alone."""
+    others = STRATEGIES.keys() - ALL_REHEARSE - HALF_REHEARSE - {"frozen", "retrain"}
+    ways = [{played.content(name, RETRIEVER_FILE) for name in names} for names in (ALL_REHEARSE, HALF_REHEARSE, others)]
     bootstrap, retrained = (played.content(name, RETRIEVER_FILE) for name in ("bootstrap", "retrain"))
     assert [len(way) for way in ways] == [1, 1, 1]
     assert len({*ways[0], *ways[1], *ways[2], bootstrap, retrained}) == 5
-
-
-def test_the_averaged_retriever_is_the_mean_of_one_that_rehearses_and_one_that_does_not(played: Round) -> None:
-    fitted, rehearsing, found = (
-        Retriever.load(played.folder / name) for name in ("evorec-without-average", "evorec-rehearsal", "evorec")
-    )
-    assert [*found.rows] == [*fitted.rows]
-    for name, value in found.state_dict().items():
-        assert torch.allclose(value, (fitted.state_dict()[name] + rehearsing.state_dict()[name]) / 2, atol=1e-6)
-
-
-def test_averaged_with_its_parent_a_retriever_lies_between_that_and_what_was_fitted(played: Round) -> None:
-    """Item ids that the parent lacks have zeros there."""
-    start, fitted, found = (
-        Retriever.load(played.folder / name)
-        for name in ("bootstrap", "evorec-without-average", "evorec-parent-average")
-    )
-    known = len(start.rows)
-    assert [*found.rows] == [*fitted.rows]
-    assert [*found.rows][:known] == [*start.rows]
-    for name, value in found.state_dict().items():
-        old, new = start.state_dict()[name], fitted.state_dict()[name]
-        if name.endswith(".ids.weight"):
-            assert torch.allclose(value[known:], FITTED_SHARE * new[known:], atol=1e-6)
-            value, old, new = value[:known], old[:known], new[:known]
-        assert torch.allclose(value, (1 - FITTED_SHARE) * old + FITTED_SHARE * new, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

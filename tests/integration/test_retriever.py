@@ -58,16 +58,6 @@ def test_unavailable_excluded_and_other_categories_never_come(trained: Retriever
     assert index.candidates([], 5, categories={"nothing"}) == []
 
 
-def _alone(retriever: Retriever, member: int) -> Retriever:
-    """A retriever of one of the members."""
-    one = Retriever([*retriever.rows], replace(CONFIG, members=1))
-    prefix = f"members.{member}."
-    state = {name: value for name, value in retriever.state_dict().items() if name.startswith(prefix)}
-    one.load_state_dict({name.replace(prefix, "members.0.", 1): value for name, value in state.items()})
-    return one.eval()
-
-
-@torch.inference_mode()
 def test_a_retriever_says_the_mean_of_what_its_members_say(trained: Retriever) -> None:
     history = torch.tensor([[1, 3, 12]])
 
@@ -75,8 +65,9 @@ def test_a_retriever_says_the_mean_of_what_its_members_say(trained: Retriever) -
         vectors = retriever.item_vectors(ITEMS)
         return retriever.encode(vectors[history])[0, -1] @ vectors.T
 
-    members = torch.stack([products(_alone(trained, number)) for number in range(2)])
+    members = torch.stack([products(trained.part(number, number + 1)) for number in range(2)])
     torch.testing.assert_close(products(trained), members.mean(0))
+    torch.testing.assert_close(products(Retriever.joined([trained.part(0, 1), trained.part(1, 2)])), products(trained))
     assert (members[0] - members[1]).abs().max() > 0.1  # they came from other random numbers
     vectors = trained.item_vectors(ITEMS)
     torch.testing.assert_close(trained.logits(trained.encode(vectors[history])[0, -1:], vectors)[:, 0], members)
@@ -141,7 +132,7 @@ def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path)
 
 
 def test_a_file_from_before_there_were_members_is_one_of_one_member(trained: Retriever, tmp_path: Path) -> None:
-    one = _alone(trained, 1)
+    one = trained.part(1, 2)
     tensors = {name.removeprefix("members.0."): value.contiguous() for name, value in one.state_dict().items()}
     config = {name: value for name, value in asdict(one.config).items() if name != "members"}
     about = json.dumps({"config": config, "item_ids": [*one.rows]})

@@ -12,7 +12,6 @@ from evolver.recipe import (
     Asked,
     LayerRule,
     Negatives,
-    Retention,
     Unasked,
     every_layer,
     random_layers,
@@ -44,19 +43,14 @@ ABLATIONS = (
         by_recipe(replace(EVOREC, consistency=False)),
     ),
     Strategy(
-        "evorec-without-average",
+        "evorec-without-rehearsal",
         "EvoRec, with a retriever that is fitted to the window and nothing else.",
-        by_recipe(replace(EVOREC, retention=Retention.NOTHING)),
+        by_recipe(replace(EVOREC, rehearsing=0.0)),
     ),
     Strategy(
-        "evorec-parent-average",
-        "EvoRec, with a retriever that is fitted to the window and averaged with its parent.",
-        by_recipe(replace(EVOREC, retention=Retention.PARENT)),
-    ),
-    Strategy(
-        "evorec-rehearsal",
-        "EvoRec, with a retriever that rehearses what inactive users did, and is averaged with none.",
-        by_recipe(replace(EVOREC, retention=Retention.REHEARSAL)),
+        "evorec-all-rehearse",
+        "EvoRec, with a retriever all of whose members rehearse what inactive users did.",
+        by_recipe(replace(EVOREC, rehearsing=1.0)),
     ),
     Strategy(
         "evorec-near-negatives",

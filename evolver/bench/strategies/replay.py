@@ -7,11 +7,11 @@ from dataclasses import replace
 from evolver.bench.by_recipe import by_recipe
 from evolver.bench.strategies.finetune import WINDOW_ALONE
 from evolver.bench.strategy import Strategy
-from evolver.recipe import Retention, Targets
+from evolver.recipe import Targets
 
 REPLAY = Strategy(
     "replay",
     "All layers of the previous LoRA train on the window and a seeded sample of the past, half and half; the "
     "retriever rehearses what some inactive users did.",
-    by_recipe(replace(WINDOW_ALONE, targets=Targets.WINDOW_AND_PAST, retention=Retention.REHEARSAL)),
+    by_recipe(replace(WINDOW_ALONE, targets=Targets.WINDOW_AND_PAST, rehearsing=1.0)),
 )
