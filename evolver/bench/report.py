@@ -132,10 +132,14 @@ def _clock(seeds: Sequence[Results]) -> str:
         return "Other processes used the accelerator meanwhile, so no seconds are given."
     accelerated = seeds[0]["machine"]["accelerator"]
     learning, asking = (sum(part) / len(seeds) for part in zip(*map(hours, seeds), strict=True))
-    return (
+    said = (
         f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}. A seed's learning "
-        f"took {learning:.1f} hours of these, asking its versions {asking:.1f} hours by the clock, over all processes."
+        f"took {learning:.1f} hours of these, asking its versions {asking:.1f} hours by the clock, over all processes"
     )
+    if not all("elapsed_seconds" in one for one in seeds):  # written before it was noted
+        return f"{said}."
+    elapsed = sum(one["elapsed_seconds"] for one in seeds) / len(seeds) / 3600
+    return f"{said}; its first step began {elapsed:.1f} hours before its last one ended."
 
 
 def _day(seconds: float) -> str:

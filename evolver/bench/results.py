@@ -14,7 +14,15 @@ from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
 from evolver.bench.locks import alone_in
 from evolver.bench.paired import asked, group_masks
 from evolver.bench.rules import RULES
-from evolver.bench.runner import BOOTSTRAP_FOLDER, LEAVE_ONE_OUT_FOLDER, RESULT, RULES_FOLDER, SCORES
+from evolver.bench.runner import (
+    ARGUMENTS,
+    BOOTSTRAP_FOLDER,
+    LEAVE_ONE_OUT_FOLDER,
+    RESULT,
+    RULES_FOLDER,
+    SCORES,
+    steps,
+)
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
 from shared.ranking import BlendWeights
 
@@ -36,8 +44,15 @@ def collect(folder: Path, strategies: Sequence[str], rounds: int) -> dict[str, A
     return {
         "bootstrap": bootstrap,
         "leave_one_out": json.loads(one_out.read_text()) if one_out.is_file() else None,
+        "elapsed_seconds": _elapsed(folder, strategies, rounds),
         "rounds": [_round(folder, strategies, number) for number in range(1, rounds + 1)],
     }
+
+
+def _elapsed(folder: Path, strategies: Sequence[str], rounds: int) -> float:
+    """By the clock, from the first call to the end of the last of these steps, whatever else was done meanwhile."""
+    ended = max((step / RESULT).stat().st_mtime for step in steps(folder, strategies, rounds, leave_one_out=False))
+    return ended - (folder / ARGUMENTS).stat().st_mtime
 
 
 def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, Any]:

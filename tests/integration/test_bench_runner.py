@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, difference
 from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, collect
-from evolver.bench.runner import SCORES, SeedRun
+from evolver.bench.runner import ARGUMENTS, RESULT, SCORES, SeedRun
 from evolver.bench.scores import RETRIEVER, load_scores
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import make_timeline
@@ -218,6 +219,16 @@ def test_seconds_of_a_shared_gpu_cannot_be_reported_by_a_later_call(base: Path, 
     lab.run(rounds=1, shared=True)
     with pytest.raises(Conflict, match="shared was True, now None"):
         lab.run(rounds=1)
+
+
+def test_what_a_seed_took_by_the_clock_ends_with_the_last_of_the_steps_asked_for(base: Path, tmp_path: Path) -> None:
+    lab = _Lab(base, tmp_path / "seed-0")
+    lab.run(rounds=1)
+    result = lab.folder / FROZEN / "round-1" / RESULT
+    began = (lab.folder / ARGUMENTS).stat().st_mtime
+    os.utime(result, (began, began + 90))
+    assert collect(lab.folder, [FROZEN], 1)["elapsed_seconds"] == pytest.approx(90)
+    assert collect(lab.folder, [], 0)["elapsed_seconds"] < 90
 
 
 def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _Lab, tmp_path: Path) -> None:
