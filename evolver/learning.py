@@ -18,7 +18,7 @@ from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import renew_retriever, train_retriever
+from evolver.retriever_training import REHEARSED_USERS, renew_retriever, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
@@ -39,7 +39,6 @@ log = structlog.get_logger(__name__)
 
 BYTES_PER_WEIGHT = 4  # float32
 NEAR_SHARE = 0.5  # of a training prompt's negatives, where some are near ones (ADR 0026)
-REHEARSED_USERS = 0.25  # inactive users for each active one, where a member rehearses (ADR 0024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,25 +184,22 @@ class Learner:
         """The parent's, fitted to the window; or one from scratch, where the recipe learns from everything."""
         if self._recipe.targets is Targets.EVERYTHING:
             return self._trained()
+        rehearsing = self._recipe.rehearsing
         active = self.examples.users(Targets.WINDOW)
-        rehearsed = self.examples.inactive_users(math.ceil(REHEARSED_USERS * len(active)))
-        sequences, targets = {}, {}
+        rehearsed = self.examples.inactive_users(math.ceil(REHEARSED_USERS * len(active)) if rehearsing else 0)
+        sequences, window = {}, {}
         for user in (*active, *rehearsed):
             with working_on(user):
                 events = self._known.filter(user, self._split.visible[user])
                 sequences[user] = item_sequence(events)
-                targets[user] = frozenset(
-                    place
-                    for place, event in enumerate(events)
-                    if user not in self._split.active or self.examples.in_window(event)
-                )
+                window[user] = frozenset(place for place, event in enumerate(events) if self.examples.in_window(event))
         return renew_retriever(
             self._parent_retriever,
             self._inputs.items,
             sequences,
-            {user: targets[user] for user in active},
-            {user: targets[user] for user in rehearsed},
-            rehearsing=self._recipe.rehearsing,
+            window,
+            rehearsed,
+            rehearsing=rehearsing,
             epochs=self._settings.retriever_window_epochs,
             seed=self._inputs.seed,
             on_step=self._stages.report,

@@ -93,8 +93,9 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
-    the parent's. `rehearsing`: the share of the retriever's members that are fitted to some inactive users'
-    interactions as well as to the window, lest it forgets them (ADR 0029). `negatives`: what a target stands beside.
+    the parent's. `rehearsing`: where the parent's retriever is renewed, the share of its members (rounded up) that
+    are fitted to some inactive users' interactions as well as to the window, lest it forget them (ADR 0029).
+    `negatives`: what a target stands beside.
     """
 
     start: Start = Start.PARENT
@@ -113,5 +114,4 @@ BOOTSTRAP = Recipe(
     layers=Unasked(every_layer),
     forget=False,
     consistency=False,
-    rehearsing=0.0,
 )

@@ -19,6 +19,7 @@ from shared.types import Item, ItemId, UserId
 # catalog.
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
+REHEARSED_USERS = 0.25  # inactive users for each active one, where members rehearse (ADR 0024)
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
 
@@ -64,7 +65,7 @@ def renew_retriever(
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
     window: Mapping[UserId, frozenset[int]],
-    rehearsed: Mapping[UserId, frozenset[int]],
+    rehearsed: Sequence[UserId],
     *,
     rehearsing: float,
     epochs: int,
@@ -73,7 +74,7 @@ def renew_retriever(
     device: torch.device = CPU,
 ) -> Retriever:
     """The parent, each member fitted to the positions in `window`; a share `rehearsing` of the members, the last ones
-    and rounded up, to those in `rehearsed` as well (ADR 0029).
+    and rounded up, to all that the `rehearsed` users did as well (ADR 0029).
     """
     members = parent.config.members
     alone = members - math.ceil(rehearsing * members)
@@ -90,7 +91,8 @@ def renew_retriever(
             device=device,
         )
 
-    parts = ((0, alone, window), (alone, members, {**window, **rehearsed}))
+    everything = {user: frozenset(range(len(sequences[user]))) for user in rehearsed}
+    parts = ((0, alone, window), (alone, members, {**window, **everything}))
     return Retriever.joined([fitted(start, end, targets) for start, end, targets in parts if start < end])
 
 

@@ -81,17 +81,19 @@ class Retriever(nn.Module):
 
     def part(self, start: int, end: int) -> Retriever:
         """The members from `start` to before `end` (not copied), as a retriever of its own."""
-        one = Retriever([*self.rows], replace(self.config, members=end - start))
-        one.members = self.members[start:end]
-        return one
+        return self._of(list(self.members)[start:end])
 
     @classmethod
     def joined(cls, parts: Sequence[Retriever]) -> Retriever:
         """The members of all of them (not copied), which know the same items."""
-        members = [member for part in parts for member in part.members]
-        whole = cls([*parts[0].rows], replace(parts[0].config, members=len(members)))
-        whole.members = nn.ModuleList(members)
-        return whole.eval()
+        return parts[0]._of([member for part in parts for member in part.members]).eval()
+
+    def _of(self, members: Sequence[nn.Module]) -> Retriever:
+        """One of these members and this one's items."""
+        with torch.device("meta"):  # its own weights would be drawn and thrown away
+            one = Retriever([*self.rows], replace(self.config, members=len(members)))
+        one.members = nn.ModuleList(members)
+        return one
 
     def save(self, folder: Path) -> None:
         """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""

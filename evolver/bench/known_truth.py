@@ -22,9 +22,8 @@ from rich.progress import Progress
 
 from evolver.bench.tables import markdown, spread
 from evolver.forget import THRESHOLD, CurrentSequence, outdated
-from evolver.learning import REHEARSED_USERS
 from evolver.recipe import EVOREC
-from evolver.retriever_training import renew_retriever, train_retriever
+from evolver.retriever_training import REHEARSED_USERS, renew_retriever, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
@@ -65,7 +64,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         store.items,
         sequences,
         {user: frozenset(range(n_old[user], len(sequences[user]))) for user in back},
-        {user: frozenset(range(len(sequences[user]))) for user in rehearsed},
+        rehearsed,
         rehearsing=EVOREC.rehearsing,
         epochs=settings.retriever_window_epochs,
         seed=seed,

@@ -139,7 +139,7 @@ def _clock(seeds: Sequence[Results]) -> str:
     if not all("elapsed_seconds" in one for one in seeds):  # written before it was noted
         return f"{said}."
     elapsed = sum(one["elapsed_seconds"] for one in seeds) / len(seeds) / 3600
-    return f"{said}; its first step began {elapsed:.1f} hours before its last one ended."
+    return f"{said}; {elapsed:.1f} hours lie between its beginning and its last step's end, pauses included."
 
 
 def _day(seconds: float) -> str:

@@ -44,15 +44,14 @@ def collect(folder: Path, strategies: Sequence[str], rounds: int) -> dict[str, A
     return {
         "bootstrap": bootstrap,
         "leave_one_out": json.loads(one_out.read_text()) if one_out.is_file() else None,
-        "elapsed_seconds": _elapsed(folder, strategies, rounds),
+        "elapsed_seconds": _elapsed(folder, steps(folder, strategies, rounds, leave_one_out=one_out.is_file())),
         "rounds": [_round(folder, strategies, number) for number in range(1, rounds + 1)],
     }
 
 
-def _elapsed(folder: Path, strategies: Sequence[str], rounds: int) -> float:
-    """By the clock, from the first call to the end of the last of these steps, whatever else was done meanwhile."""
-    ended = max((step / RESULT).stat().st_mtime for step in steps(folder, strategies, rounds, leave_one_out=False))
-    return ended - (folder / ARGUMENTS).stat().st_mtime
+def _elapsed(folder: Path, done: Sequence[Path]) -> float:
+    """By the clock, from the first call to the end of the last of these steps, pauses included."""
+    return max((step / RESULT).stat().st_mtime for step in done) - (folder / ARGUMENTS).stat().st_mtime
 
 
 def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, Any]:

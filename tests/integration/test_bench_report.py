@@ -48,11 +48,11 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
 
 
 def test_a_report_says_how_long_all_of_it_took_where_that_was_noted(tmp_path: Path) -> None:
-    paths = [_written(tmp_path, seed, elapsed_seconds=3600.0 * hours) for seed, hours in ((0, 1), (1, 2))]
+    paths = [_written(tmp_path, seed, elapsed_seconds=3600.0 * hours) for seed, hours in ((0, 1), (1, 4))]
     text = write_report(paths, tmp_path / "report.md").read_text()
-    assert (
-        "1.5 hours by the clock, over all processes; its first step began 1.5 hours before its last one ended." in text
-    )
+    assert "over all processes; 2.5 hours lie between its beginning and its last step's end, pauses included." in text
+    unknown = write_report([paths[0], _written(tmp_path, 2)], tmp_path / "report.md").read_text()
+    assert "over all processes." in unknown
 
 
 def test_strategies_that_only_some_seeds_have_are_named_and_left_out(tmp_path: Path) -> None:

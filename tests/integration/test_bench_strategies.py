@@ -200,8 +200,8 @@ def test_members_that_rehearse_see_inactive_users_that_may_be_learned_from(playe
     parts = _split(played.inputs, played.settings)
     inactive = [(members, users - parts.active) for members, users in played.seen[name].fitted]
     assert all(users <= parts.trainable for _, users in inactive)
-    rehearse = [(members, bool(users)) for members, users in inactive]
-    assert rehearse == [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
+    expected = [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
+    assert [(members, bool(users)) for members, users in inactive] == expected
 
 
 def test_frozen_changes_nothing(played: Round) -> None:

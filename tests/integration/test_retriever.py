@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evolver.retriever_training import finetune_retriever, train_retriever
+from evolver.retriever_training import finetune_retriever, renew_retriever, train_retriever
 from shared.errors import InvalidArtifact
 from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
 from shared.sasrec import RetrieverConfig
@@ -67,10 +67,49 @@ def test_a_retriever_says_the_mean_of_what_its_members_say(trained: Retriever) -
 
     members = torch.stack([products(trained.part(number, number + 1)) for number in range(2)])
     torch.testing.assert_close(products(trained), members.mean(0))
-    torch.testing.assert_close(products(Retriever.joined([trained.part(0, 1), trained.part(1, 2)])), products(trained))
     assert (members[0] - members[1]).abs().max() > 0.1  # they came from other random numbers
     vectors = trained.item_vectors(ITEMS)
     torch.testing.assert_close(trained.logits(trained.encode(vectors[history])[0, -1:], vectors)[:, 0], members)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize("rehearsing", [0.0, 0.5, 1.0])
+def test_the_last_members_rehearse(members: int, rehearsing: float) -> None:
+    torch.manual_seed(0)
+    parent = Retriever([item.item_id for item in ITEMS[:-1]], replace(CONFIG, members=members))
+    sequences = {
+        UserId("active"): tuple(item.item_id for item in (*TENTS[:3], TENTS[-1])),
+        UserId("inactive"): tuple(item.item_id for item in TEAS[:4]),
+    }
+    window = {UserId("active"): frozenset({2, 3})}
+    everything = {**window, UserId("inactive"): frozenset(range(4))}
+    shares: list[float] = []
+    renewed = renew_retriever(
+        parent,
+        ITEMS,
+        sequences,
+        window,
+        [UserId("inactive")],
+        rehearsing=rehearsing,
+        epochs=2,
+        seed=0,
+        on_step=shares.append,
+    )
+    assert [*renewed.rows] == [item.item_id for item in ITEMS]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    alone = members - {0.0: 0, 0.5: (members + 1) // 2, 1.0: members}[rehearsing]
+    for start, end, targets in ((0, alone, window), (alone, members, everything)):
+        if start < end:
+            part = finetune_retriever(
+                parent.part(start, end), ITEMS, sequences, targets, epochs=2, seed=0, on_step=lambda _: None
+            )
+            torch.testing.assert_close(renewed.part(start, end).state_dict(), part.state_dict(), rtol=0, atol=0)
+
+
+def test_a_renewed_retriever_with_nothing_to_learn_is_its_parent(trained: Retriever) -> None:
+    renewed = renew_retriever(trained, ITEMS, {}, {}, [], rehearsing=0.5, epochs=2, seed=0, on_step=lambda _: None)
+    torch.testing.assert_close(renewed.state_dict(), trained.state_dict(), rtol=0, atol=0)
 
 
 def test_members_learn_apart(trained: Retriever) -> None:

@@ -9,6 +9,6 @@ from evolver.recipe import EVOREC as RECIPE
 EVOREC = Strategy(
     "evorec",
     "Locate, Forget, Update: the located layers of the previous LoRA train on the window's filtered sequences, with "
-    "the consistency term; the retriever is the mean of two, of which one rehearses what inactive users did.",
+    "the consistency term; half of the retriever's members rehearse what inactive users did.",
     by_recipe(RECIPE),
 )
