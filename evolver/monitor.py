@@ -16,7 +16,7 @@ from evolver.backend import Backend
 from evolver.inputs import Cancelled, Progress
 from evolver.lease import Lease, end_of
 from shared.errors import EvorecError, LeaseLost
-from shared.evolutions import Evolution
+from shared.evolutions import Evolution, EvolutionStatus
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +120,11 @@ class Monitor:
             await self._write(changes)
             self._reported = (self.evolution.stage, self.evolution.progress)
         return self.evolution
+
+    async def finish(self, status: EvolutionStatus, **changes: object) -> Evolution:
+        """`save` how the run ended; raise `LeaseLost` when it is no longer ours to write."""
+        log.info("evolution_finished", evolution=self.evolution.id, status=status, **changes)
+        return await self.save(status=status, finished_at=time.time(), **changes)
 
     async def _write(self, changes: Mapping[str, object]) -> None:
         self._lease.check()

@@ -11,8 +11,9 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.request import Request
 
 from evolver import upkeep
+from evolver.attempt import Surroundings
 from evolver.backend import open_backend
-from evolver.evolve import Surroundings, evolve
+from evolver.evolve import evolve
 from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings

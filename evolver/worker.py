@@ -19,8 +19,8 @@ import structlog
 from celery import Celery, signals
 
 from evolver import tasks, trigger, upkeep
+from evolver.attempt import Surroundings, load_pipeline
 from evolver.backend import open_backend
-from evolver.evolve import Surroundings, load_pipeline
 from evolver.figures import Figures
 from evolver.inputs import Pipeline
 from evolver.monitor import MAX_RUN_S

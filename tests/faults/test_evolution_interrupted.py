@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from evolver import tasks
-from evolver.evolve import MAX_ATTEMPTS, Surroundings
+from evolver.attempt import MAX_ATTEMPTS, Surroundings
 from evolver.monitor import MAX_RUN_S
 from evolver.worker import HARD_TIME_LIMIT_S, VISIBILITY_TIMEOUT_S, create_app
 from shared.evolutions import EvolutionStatus

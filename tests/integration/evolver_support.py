@@ -15,8 +15,9 @@ from typing import Final
 
 import psutil
 
+from evolver.attempt import Surroundings
 from evolver.backend import Backend
-from evolver.evolve import Surroundings, evolve, evolve_once
+from evolver.evolve import evolve, evolve_once
 from evolver.inputs import Pipeline
 from shared.config import Settings
 from shared.evolutions import Evolution, EvolutionStatus

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from evolver import lease
+from evolver.attempt import MAX_POISON_USERS
 from evolver.backend import Backend
-from evolver.evolve import MAX_POISON_USERS, evolve_once
+from evolver.evolve import evolve_once
 from evolver.inputs import (
     Cancelled,
     EvolutionInputs,

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from evolver import lease, publish
+from evolver.attempt import MAX_ATTEMPTS, Surroundings
 from evolver.backend import Backend
-from evolver.evolve import MAX_ATTEMPTS, Surroundings, evolve
+from evolver.evolve import evolve
 from evolver.lease import Lease, LeaseHeld
 from evolver.window import load_window
 from shared.errors import EvolutionRunning, LeaseLost

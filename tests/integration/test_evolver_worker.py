@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from evolver import lease, tasks
+from evolver.attempt import Surroundings
 from evolver.backend import Backend
-from evolver.evolve import Surroundings
 from evolver.worker import create_app
 from shared.config import Settings
 from shared.evolutions import Evolution, EvolutionStatus

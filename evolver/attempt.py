@@ -1,0 +1,229 @@
+"""One attempt at an evolution, step by step: window, Locate, Forget, Update, Evaluate, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from evolver import publish, trigger, window
+from evolver.backend import Backend
+from evolver.inputs import ParentVersion, Pipeline, PipelineResult, PoisonUser, Progress
+from evolver.lease import Lease
+from evolver.monitor import Monitor, ignore, never
+from evolver.window import Window
+from shared.config import Settings
+from shared.dead_letters import DeadLetter
+from shared.disk import room_in
+from shared.errors import EvorecError, UnknownDomain
+from shared.evolutions import Evolution, EvolutionStatus
+from shared.manifest import Manifest
+from shared.redis_keys import DomainKeys
+from shared.types import EvolutionId
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS: Final = 3
+MAX_POISON_USERS: Final = 20
+"""Users that one run leaves out at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a run is given besides its data; the tests put a fast pipeline here."""
+
+    pipeline: Pipeline | None = None
+    on_progress: Progress = ignore
+    interrupted: Callable[[], bool] = never
+
+
+class Run:
+    """The steps of one attempt; each ends the run by returning its record, or hands on."""
+
+    def __init__(self, backend: Backend, monitor: Monitor, held: Lease, surroundings: Surroundings) -> None:
+        self._backend = backend
+        self._monitor = monitor
+        self._lease = held
+        self._surroundings = surroundings
+
+    @property
+    def _evolution(self) -> Evolution:
+        return self._monitor.evolution
+
+    async def execute(self) -> Evolution:
+        """The whole run."""
+        await self._refuse_lost_registry()
+        earlier = await publish.finish_earlier_attempt(self._backend, self._evolution, self._lease)
+        if earlier is not None:
+            return await self._published(earlier)
+        await self._count_attempt()
+        refusal = await self._refusal()
+        if refusal is not None:
+            return await self._monitor.finish(EvolutionStatus.rejected, message=refusal)
+        await self._monitor.save(
+            status=EvolutionStatus.running, started_at=time.time(), stage="window", progress=0.0, error=None
+        )
+        started = time.monotonic()
+        parent = await self._parent()
+        read = await window.load_window(self._backend, self._evolution.domain, self._backend.settings.seed)
+        seconds = {"window": time.monotonic() - started}
+        if not read.n_interactions:
+            return await self._rejected(read, "nothing to learn: no new positive interactions since the last version")
+        self._monitor.check()
+        read, result, folder = await self._train_without_poison(read, parent)
+        self._monitor.check()
+        return await self._conclude(read, parent, result, folder, {**seconds, **result.stage_seconds})
+
+    async def _refuse_lost_registry(self) -> None:
+        """A first version must not be made of what is left of a domain, nor one of its old versions be taken for it."""
+        if await self._backend.registry.lost(self._evolution.domain):
+            raise EvorecError(
+                f"Redis has lost the versions of domain {self._evolution.domain!r}, the artifact store has them: "
+                "run `evorec registry rebuild`, then `evorec ingest --archive`"
+            )
+
+    async def _count_attempt(self) -> None:
+        """Raise `EvorecError` for a run whose worker has died too often; a crash loop must not block the domain."""
+        key = DomainKeys(self._evolution.domain).attempts(self._evolution.id)
+        attempts = int(await self._backend.redis.incr(key))
+        await self._backend.redis.expire(key, 7 * 24 * 3600)
+        if attempts > MAX_ATTEMPTS:
+            raise EvorecError(
+                f"gave up after {MAX_ATTEMPTS} attempts: the worker died in each (out of memory?); "
+                f"the last stage was {self._evolution.stage or 'the start'}"
+            )
+
+    async def _refusal(self) -> str | None:
+        """Why this evolution must not start, if so. `force` skips the triggers, but nothing runs during a trial."""
+        domain = self._evolution.domain
+        if not await self._backend.catalog.exists(domain):
+            raise UnknownDomain(f"domain {domain!r} has no items; PUT /items creates it")
+        state = await trigger.observe(self._backend, domain, time.time())
+        return trigger.refusal(state, force=self._evolution.force)
+
+    async def _parent(self) -> ParentVersion | None:
+        domain = self._evolution.domain
+        champion = await self._backend.registry.champion(domain)
+        if champion is None:
+            return None
+        folder = await asyncio.to_thread(self._backend.artifacts.fetch, domain, champion)
+        return ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
+
+    async def _train_without_poison(
+        self, read: Window, parent: ParentVersion | None
+    ) -> tuple[Window, PipelineResult, Path]:
+        """Train, again from the start without each user whose data make a step fail.
+
+        Raises `EvorecError` where there are too many of those: then it is hardly the users' fault.
+        """
+        for _ in range(MAX_POISON_USERS + 1):
+            try:
+                return read, *await self._train(read, parent)
+            except PoisonUser as error:
+                log.exception("user_left_out", evolution=self._evolution.id, user=error.user_id)
+                letter = DeadLetter(reason=str(error), user_id=error.user_id, evolution_id=self._evolution.id)
+                await self._backend.dead_letters.add(self._evolution.domain, letter)
+                read, last = read.without(error.user_id), error
+        raise EvorecError(
+            f"gave up after leaving out {MAX_POISON_USERS} users whose data make a step fail; the last one: {last}"
+        )
+
+    async def _train(self, read: Window, parent: ParentVersion | None) -> tuple[PipelineResult, Path]:
+        clear_work(self._backend.settings, self._evolution.id)  # what dead attempts left
+        folder = work_folder(self._backend.settings, self._evolution.id, self._lease.token)
+        pipeline = self._surroundings.pipeline
+        if pipeline is None:  # imported in a thread as well: half a minute without renewals would cost the lease
+            pipeline = await asyncio.to_thread(load_pipeline)
+        with room_in(folder.parent):
+            folder.mkdir(parents=True)
+            result = await asyncio.to_thread(
+                pipeline,
+                read.inputs,
+                parent,
+                folder,
+                self._backend.settings,
+                self._monitor.progress,
+                self._monitor.should_stop,
+            )
+        return result, folder
+
+    async def _conclude(
+        self,
+        read: Window,
+        parent: ParentVersion | None,
+        result: PipelineResult,
+        folder: Path,
+        stage_seconds: Mapping[str, float],
+    ) -> Evolution:
+        """Record what was found; then publish, or say why not."""
+        result = publish.storable(result)
+        await self._monitor.save(
+            located_layers=result.located_layers,
+            layer_votes=result.layer_votes,
+            forgotten_share=result.forgotten_share,
+            metrics=result.metrics,
+            gate=result.gate,
+        )
+        if not result.train_examples:
+            return await self._rejected(read, "nothing to learn: the window gave no training examples")
+        if self._evolution.dry_run:
+            await self._consider(read)
+            return await self._monitor.finish(EvolutionStatus.dry, message="dry run: nothing was published")
+        self._monitor.progress("publish", 0.0)
+        name = await self._backend.registry.reserve_name(self._evolution.domain)
+        manifest = publish.build_manifest(
+            name, self._evolution, read, parent, result, self._backend.settings, stage_seconds=stage_seconds
+        )
+        return await self._publish(await publish.store(self._backend, manifest, folder))
+
+    async def _publish(self, stored: Manifest) -> Evolution:
+        """Move the alias. A version that may not be published goes once the record says how the run ended."""
+        self._monitor.check()
+        await publish.publish(self._backend, stored, self._lease)
+        return await self._published(stored)
+
+    async def _published(self, manifest: Manifest) -> Evolution:
+        message = f"published as {manifest.name}"
+        if not manifest.gate.passed:
+            message += f", though the gate (recorded, not enforced) failed: {'; '.join(manifest.gate.reasons)}"
+        return await self._monitor.finish(
+            EvolutionStatus.published,
+            adapter=manifest.name,
+            stage="publish",
+            progress=1.0,
+            message=message,
+        )
+
+    async def _rejected(self, read: Window, message: str) -> Evolution:
+        await self._consider(read)
+        return await self._monitor.finish(EvolutionStatus.rejected, message=message)
+
+    async def _consider(self, read: Window) -> None:
+        """The window was looked at: triggers count from its end, so that it does not fire again at once."""
+        await self._backend.registry.set_considered(self._evolution.domain, read.until, self._lease.token)
+
+
+def work_folder(settings: Settings, evolution_id: EvolutionId, token: int) -> Path:
+    """Where the attempt writes its files: a folder of its own, because a paused one may wake up beside its redo."""
+    return settings.state_dir / "work" / f"{evolution_id}.{token}"
+
+
+def clear_work(settings: Settings, evolution_id: EvolutionId, token: int | None = None) -> None:
+    """Remove the attempt's files; without a token those of every attempt."""
+    for folder in (settings.state_dir / "work").glob(f"{evolution_id}.{token or '*'}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_pipeline() -> Pipeline:
+    """The real one, imported when first needed: torch and transformers take seconds and hundreds of megabytes."""
+    import peft  # noqa: F401 - the pipeline asks for it only when it loads the model
+
+    from evolver.pipeline import run_pipeline
+
+    return run_pipeline
