@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from evolver.batches import make_example
-from evolver.bench.strategies import STRATEGIES, make_bootstrap
+from evolver.bench.strategies import STRATEGIES
 from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
-from evolver.bench.strategy import Learned, Task
 from evolver.bench.version_files import load_blend, load_version
-from evolver.inputs import EvolutionInputs, ParentVersion
+from evolver.inputs import ParentVersion
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
-from evolver.pretrain.tiny_model import make_model, save_base_model, train_tokenizer
-from evolver.retriever_training import finetune_retriever
-from evolver.splits import Split, split
-from evolver.stores import Store, make_store
-from evolver.update import EXAMPLES_PER_INACTIVE, update
-from shared.config import Settings
+from evolver.update import EXAMPLES_PER_INACTIVE
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
-from shared.prompt import Prompt
 from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
-from shared.types import ItemId, UserId
+from tests.bench_round import (
+    ADAPTER_FILE,
+    N_LAYERS,
+    RANK,
+    Round,
+    Seen,
+    layer_of,
+    play,
+    same_bits,
+    split_of,
+    task_of,
+    watched,
+)
 from tests.factories import manifest
-from tests.store_inputs import store_inputs
 
-ADAPTER_FILE = "adapter_model.safetensors"
-N_LAYERS, RANK = 10, 4
-PANEL_SHARE = 0.2
 # Those that train three of ten layers, and those that train all of the bootstrap's.
 LOCATING = [
     "evorec",
@@ -58,146 +53,15 @@ HALF_REHEARSE = {name for name in STRATEGIES if name.startswith("evorec")} - {
 }
 FORGETTING = {name for name in STRATEGIES if name.startswith("evorec")} - {"evorec-without-forget"}
 
-Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
-
-
-@dataclass
-class Seen:
-    """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
-    inactive prompts it was given, how many members of its retriever were fine-tuned on whose interactions, what was
-    asked for near negatives, and what share of all they are.
-    """
-
-    fitted: list[tuple[int, frozenset[UserId]]] = field(default_factory=list)
-    asked: Asked = field(default_factory=list)
-    start: dict[str, Tensor] = field(default_factory=dict)
-    n_inactive: int = 0
-    near: RetrieverIndex | None = None
-    near_share: float | None = None
-
-
-@dataclass
-class Round:
-    """One round of every strategy, all from the same bootstrap."""
-
-    settings: Settings
-    inputs: EvolutionInputs
-    folder: Path
-    learned: dict[str, Learned] = field(default_factory=dict)
-    seen: dict[str, Seen] = field(default_factory=dict)
-
-    def adapter(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / name / ADAPTER_FILE)
-
-    def changed_layers(self, name: str) -> set[int]:
-        """Layers with any bit that is not the bootstrap's."""
-        before, after = self.adapter("bootstrap"), self.adapter(name)
-        assert before.keys() == after.keys()
-        return {_layer(key) for key, value in before.items() if not _same_bits(value, after[key])}
-
-    def content(self, name: str, file: str) -> bytes:
-        return (self.folder / name / file).read_bytes()
-
-
-def _layer(key: str) -> int:
-    return int(key.split(".layers.")[1].split(".")[0])
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.numpy().tobytes() == other.numpy().tobytes()
-
-
-def _split(inputs: EvolutionInputs, settings: Settings) -> Split:
-    return split(inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_validation_users)
-
-
-def _task(played: Round, name: str, parent: str = "bootstrap") -> Task:
-    out = played.folder / name
-    out.mkdir()
-    return Task(
-        played.inputs,
-        _split(played.inputs, played.settings),
-        bootstrap=played.folder / "bootstrap",
-        parent=played.folder / parent,
-        out=out,
-        settings=played.settings,
-        report=lambda stage, share: None,
-    )
-
-
-def _watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
-    """Note what is asked and trained. Checkpoints are judged on what was trained on, so that training is surely kept,
-    where validation may find the parent better.
-    """
-
-    def asking(user: Any, history: Any, target: Any, near: RetrieverIndex, *rest: Any, **more: Any) -> Any:
-        seen.asked.append((user, tuple(history), target))
-        seen.near, seen.near_share = near, more["near_share"]
-        return make_example(user, history, target, near, *rest, **more)
-
-    def training(
-        model: Any, layers: Any, active: Any, inactive: Sequence[Prompt], _: Any, *rest: Any, **more: Any
-    ) -> Any:
-        seen.start, seen.n_inactive = lora_state(model, range(N_LAYERS)), len(inactive)
-        return update(model, layers, active, inactive, active, *rest, **more)
-
-    def fitting(parent: Any, items: Any, sequences: Any, targets: Any, **more: Any) -> Any:
-        users = frozenset(user for user, places in targets.items() if places)
-        seen.fitted.append((parent.config.members, users))
-        return finetune_retriever(parent, items, sequences, targets, **more)
-
-    patch.setattr("evolver.retriever_training.finetune_retriever", fitting)
-    patch.setattr("evolver.examples.make_example", asking)
-    patch.setattr("evolver.learning.update", training)
-
-
-def _base(store: Store, folder: Path) -> str:
-    """Ten layers, as the shipped base has, and narrow."""
-    tokenizer = train_tokenizer((item.title for item in store.items), vocab_size=600)
-    save_base_model(folder, make_model(tokenizer.get_vocab_size(), hidden_size=48, n_layers=N_LAYERS), tokenizer)
-    return str(folder)
-
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
-    folder = tmp_path_factory.mktemp("round")
-    store = make_store(11, n_users=120, n_items=160, n_categories=8)
-    settings = Settings(
-        base_model=_base(store, folder / "base"),
-        lora_rank=RANK,
-        prompt_history=4,
-        title_tokens=4,
-        rank_candidates=6,
-        max_train_examples=16,
-        max_located_users=8,
-        max_evaluated_users=4,
-        max_validation_users=8,
-        retriever_epochs=8,
-        retriever_window_epochs=2,
-        bootstrap_epochs=3,
-        update_epochs=3,
-        learning_rate=1e-2,
-        train_threads=1,  # several threads add in any order, and equal runs differ in the last bits
-    )
-    past = store_inputs(store, store.first_period, store.first_period, panel_share=PANEL_SHARE)
-    inputs = store_inputs(
-        store, (*store.first_period, *store.second_period), store.second_period, panel_share=PANEL_SHARE
-    )
-    found = Round(settings, inputs, folder)
-    (folder / "bootstrap").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        _watched(patch, Seen())
-        make_bootstrap(past, _split(past, settings), folder / "bootstrap", settings, lambda stage, share: None)
-    for name, strategy in STRATEGIES.items():
-        with pytest.MonkeyPatch.context() as patch:
-            _watched(patch, found.seen.setdefault(name, Seen()))
-            found.learned[name] = strategy.learn(_task(found, name))
-    return found
+    return play(tmp_path_factory.mktemp("round"))
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"frozen", "retrain"}))
 def test_members_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
-    parts = _split(played.inputs, played.settings)
+    parts = split_of(played.inputs, played.settings)
     inactive = [(members, users - parts.active) for members, users in played.seen[name].fitted]
     assert all(users <= parts.trainable for _, users in inactive)
     expected = [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
@@ -217,7 +81,7 @@ def test_located_layers_change_and_nothing_else(played: Round, name: str) -> Non
     learned = played.learned[name]
     assert played.changed_layers(name) == set(learned.location.layers)
     sizes = {key: value.numel() for key, value in played.adapter(name).items()}
-    trained = sum(size for key, size in sizes.items() if _layer(key) in learned.location.layers)
+    trained = sum(size for key, size in sizes.items() if layer_of(key) in learned.location.layers)
     assert (trained, sum(sizes.values())) == (learned.cost.trainable_parameters, learned.cost.lora_parameters)
     assert 0 < trained <= 0.3 * sum(sizes.values())
 
@@ -254,12 +118,12 @@ def test_where_training_starts(played: Round, name: str) -> None:
     if name in FRESH:
         assert not any(value.any() for key, value in start.items() if "lora_B" in key)
     else:
-        assert all(_same_bits(value, parent[key]) for key, value in start.items())
+        assert all(same_bits(value, parent[key]) for key, value in start.items())
 
 
 def test_where_training_examples_lie(played: Round) -> None:
     """The place of a target is the length of the history before it, where nothing is forgotten."""
-    trainable = _split(played.inputs, played.settings).trainable
+    trainable = split_of(played.inputs, played.settings).trainable
 
     def in_window(name: str) -> list[bool]:
         asked = [(user, history, target) for user, history, target in played.seen[name].asked if user in trainable]
@@ -329,7 +193,7 @@ def test_lsat_keeps_the_long_term_lora_beside_the_short_term_one(played: Round) 
     for key, value in long.items():
         if "lora_A" in key:
             assert merged[key].shape == (2 * RANK, value.shape[1])
-            assert _same_bits(merged[key][:RANK].contiguous(), value)
+            assert same_bits(merged[key][:RANK].contiguous(), value)
             assert not torch.equal(merged[key][RANK:], value)
         else:
             kept = merged[key][:, :RANK]
@@ -345,14 +209,14 @@ def test_a_version_is_loaded_from_its_folder_alone(played: Round, name: str) -> 
     assert learned.version.model is not None
     loaded, kept = (lora_state(model, range(N_LAYERS)) for model in (version.model, learned.version.model))
     assert loaded.keys() == kept.keys()
-    assert all(_same_bits(value, kept[key]) for key, value in loaded.items())
+    assert all(same_bits(value, kept[key]) for key, value in loaded.items())
     assert version.forgotten == learned.version.forgotten
     assert load_blend(folder) == learned.blend
 
 
 def test_the_second_round_goes_on_from_the_first(played: Round) -> None:
     """LSAT's own version has twice the rank; it is the long-term LoRA that it goes on from."""
-    learned = STRATEGIES["lsat"].learn(_task(played, "lsat-again", parent="lsat"))
+    learned = STRATEGIES["lsat"].learn(task_of(played, "lsat-again", parent="lsat"))
     assert learned.cost.lora_parameters == played.learned["lsat"].cost.lora_parameters
     assert played.content("lsat-again", RETRIEVER_FILE) != played.content("lsat", RETRIEVER_FILE)
 
@@ -376,7 +240,7 @@ def test_costs(played: Round) -> None:
 def test_the_evolver_makes_the_same_version(played: Round, tmp_path: Path) -> None:
     parent = ParentVersion(played.folder / "bootstrap", manifest(blend=load_blend(played.folder / "bootstrap")))
     with pytest.MonkeyPatch.context() as patch:
-        _watched(patch, Seen())
+        watched(patch, Seen())
         result = run_pipeline(
             played.inputs, parent, tmp_path, played.settings, lambda stage, share: None, lambda: False
         )
