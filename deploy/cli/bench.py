@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 QUICK_STRATEGIES = "frozen,retrain,finetune,evorec"
+ALL = "all"
 
 
 def bench(
@@ -31,7 +32,7 @@ def bench(
         str | None, typer.Option(help="Hugging Face id or folder of a causal LM; default: one made from the past")
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="Comma separated; default: all (--quick: the main ones)")
+        str | None, typer.Option(help="Comma separated, or `all`; default: without ablations (--quick: four)")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="Where to begin: several machines can share the seeds")] = 0,
@@ -87,9 +88,11 @@ def _report_writer() -> Callable[[list[Path], Path], Path]:
 
 
 def _strategies(names: str | None) -> tuple[str, ...]:
-    from evolver.bench.strategies import STRATEGIES
+    from evolver.bench.strategies import MAIN, STRATEGIES
 
-    wanted = [*STRATEGIES] if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    if names is None:
+        return MAIN
+    wanted = [*STRATEGIES] if names == ALL else [name.strip() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in STRATEGIES]
     if unknown or not wanted:
         raise InvalidInput(

@@ -29,6 +29,8 @@ def pretrain(
     stores: Annotated[int, typer.Option(min=1, help="Number of generated stores")] = 60,
     first_seed: Annotated[int, typer.Option(help="Seed of the first generated store")] = 1000,
     scale: Annotated[float, typer.Option(min=0.001, help="Steps as a multiple of the shipped recipe's")] = 1.0,
+    hidden_size: Annotated[int, typer.Option(min=96, help="Width, a multiple of 96; the shipped base's is 192")] = 192,
+    layers: Annotated[int, typer.Option(min=4, help="Decoder blocks; the shipped base has 10")] = 10,
     start_from: Annotated[
         Path | None,
         typer.Option(help="Base of the same shape whose blocks are the starting point: a fraction of the steps"),
@@ -39,9 +41,10 @@ def pretrain(
     """Train tokenizer and model from scratch, without a network. Point EVOREC_BASE_MODEL at the result."""
     if (items is None) != (interactions is None):
         raise InvalidInput("--items and --interactions come together, or neither (generated stores)")
-    from evolver.pretrain.config import PretrainConfig, scaled  # torch is slow to import
+    from evolver.pretrain.config import PretrainConfig, scaled, shaped  # torch is slow to import
 
     config = scaled(PretrainConfig(seed=seed, start_from=None if start_from is None else str(start_from)), scale)
+    config = shaped(config, hidden_size=hidden_size, n_layers=layers)
     with note_console().status("Preparing the corpus"):
         if items is not None and interactions is not None:
             corpora = [_corpus_of_files(items, interactions, until, seed)]

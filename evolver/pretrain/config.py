@@ -5,6 +5,10 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field, replace
 
+from shared.errors import InvalidInput
+
+WIDTH_STEP = 96  # a query head for each 48, two of which share a key head
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -63,6 +67,16 @@ def scaled(config: PretrainConfig, scale: float) -> PretrainConfig:
     """The same schedule with a multiple of its steps."""
     stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in config.stages)
     return replace(config, stages=stages)
+
+
+def shaped(config: PretrainConfig, *, hidden_size: int, n_layers: int) -> PretrainConfig:
+    """The same recipe for a base of another width and depth; the auxiliary head stays three fifths of the way up.
+
+    Raises `InvalidInput` for a width that the attention heads cannot share.
+    """
+    if hidden_size % WIDTH_STEP:
+        raise InvalidInput(f"A base's width is a multiple of {WIDTH_STEP}, not {hidden_size}.")
+    return replace(config, hidden_size=hidden_size, n_layers=n_layers, auxiliary_layer=round(0.6 * n_layers))
 
 
 def learning_rate_factor(step: int, config: PretrainConfig) -> float:

@@ -36,6 +36,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     module = ModuleType("evolver.bench.strategies")
     vars(module)["STRATEGIES"] = {name: strategy(name) for name in NAMES}
+    vars(module)["MAIN"] = NAMES[:4]
     vars(module)["make_bootstrap"] = lambda inputs, split, out, settings, report: learned_nothing(inputs, out)
     monkeypatch.setitem(sys.modules, "evolver.bench.strategies", module)
     return calls
@@ -77,6 +78,14 @@ def test_a_strategy_may_join_later(tmp_path: Path, learned: list[str]) -> None:
     assert _bench(tmp_path, "--quick", "--strategies", "frozen").exit_code == 0
     assert _bench(tmp_path, "--quick", "--strategies", "frozen, evorec-all-layers").exit_code == 0
     assert learned == ["frozen", "evorec-all-layers"]
+
+
+@pytest.mark.parametrize(("options", "expected"), [((), NAMES[:4]), (("--strategies", "all"), NAMES)])
+def test_ablations_run_where_all_is_asked_for(
+    tmp_path: Path, learned: list[str], options: Sequence[str], expected: Sequence[str]
+) -> None:
+    assert _bench(tmp_path, "--rounds", "1", "--max-evaluated", "4", *options).exit_code == 0
+    assert learned == [*expected]
 
 
 def test_a_run_may_end_earlier_and_go_on_later(tmp_path: Path, learned: list[str]) -> None:

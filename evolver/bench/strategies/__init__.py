@@ -13,7 +13,9 @@ from evolver.bench.strategies.replay import REPLAY
 from evolver.bench.strategies.retrain import RETRAIN
 from evolver.bench.strategy import Strategy
 
-_ALL = (FROZEN, RETRAIN, FINETUNE, REPLAY, KL, LSAT, EVOREC, *ABLATIONS)
-STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in _ALL}
+_MAIN = (FROZEN, RETRAIN, FINETUNE, REPLAY, KL, LSAT, EVOREC)
+STRATEGIES: dict[str, Strategy] = {strategy.name: strategy for strategy in (*_MAIN, *ABLATIONS)}
+MAIN = tuple(strategy.name for strategy in _MAIN)
+"""EvoRec and what it is compared with; the others are its ablations."""
 
-__all__ = ["STRATEGIES", "make_bootstrap"]
+__all__ = ["MAIN", "STRATEGIES", "make_bootstrap"]
