@@ -21,6 +21,7 @@ from evolver.bench.runner import (
     RESULT,
     RULES_FOLDER,
     SCORES,
+    is_done,
     steps,
 )
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
@@ -40,11 +41,12 @@ Ranks = Mapping[str, Mapping[str, NDArray[np.int64]]]
 def collect(folder: Path, strategies: Sequence[str], rounds: int) -> dict[str, Any]:
     """Everything that was found in a seed's folder: figures, ranks, costs and votes of each round."""
     bootstrap = json.loads((folder / BOOTSTRAP_FOLDER / RESULT).read_text())
-    one_out = folder / LEAVE_ONE_OUT_FOLDER / RESULT
+    one_out = folder / LEAVE_ONE_OUT_FOLDER
+    tried = is_done(one_out)
     return {
         "bootstrap": bootstrap,
-        "leave_one_out": json.loads(one_out.read_text()) if one_out.is_file() else None,
-        "elapsed_seconds": _elapsed(folder, steps(folder, strategies, rounds, leave_one_out=one_out.is_file())),
+        "leave_one_out": json.loads((one_out / RESULT).read_text()) if tried else None,
+        "elapsed_seconds": _elapsed(folder, steps(folder, strategies, rounds, leave_one_out=tried)),
         "rounds": [_round(folder, strategies, number) for number in range(1, rounds + 1)],
     }
 
