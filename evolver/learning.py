@@ -18,7 +18,7 @@ from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import REHEARSED_USERS, renew_retriever, train_retriever
+from evolver.retriever_training import REHEARSED_USERS, renew_retriever, retriever_config, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
@@ -30,7 +30,6 @@ from shared.disk import room_in
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
-from shared.sasrec import RetrieverConfig
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -213,7 +212,7 @@ class Learner:
             self._inputs.items,
             {user: filtered(known, user, visible[user]) for user in self.examples.users(Targets.EVERYTHING)},
             epochs=self._settings.retriever_epochs,
-            config=RetrieverConfig(members=self._settings.retriever_members),
+            config=retriever_config(self._settings),
             seed=self._inputs.seed,
             on_step=self._stages.report,
             device=self.model.device,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from shared.config import Settings
 from shared.item_words import ItemWords
 from shared.retriever import Retriever
 from shared.sasrec import RetrieverConfig
@@ -19,9 +20,15 @@ from shared.types import Item, ItemId, UserId
 # catalog.
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
+WEIGHT_DECAY = 0.3  # AdamW's, beside a dropout of one half: most items have a handful of interactions (ADR 0030)
 REHEARSED_USERS = 0.25  # inactive users for each active one, where members rehearse (ADR 0024)
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
+
+
+def retriever_config(settings: Settings) -> RetrieverConfig:
+    """What a domain's retriever is made as, at its bootstrap; its children keep it."""
+    return RetrieverConfig(members=settings.retriever_members, dropout=settings.retriever_dropout)
 
 
 def train_retriever(
@@ -112,7 +119,7 @@ def _fit(
     if not chunks:
         return
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     words = ItemWords.of(items, model.config.word_buckets)
     batches_per_epoch = -(-len(chunks) // BATCH_USERS)
     model.train()

@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     retriever_members: PositiveInt = Field(
         2, description="SASRecs whose mean the retriever is, from a domain's bootstrap on"
     )
+    retriever_dropout: float = Field(0.5, ge=0, lt=1, description="While it trains, from a domain's bootstrap on")
     retriever_epochs: PositiveInt = Field(12, description="Training of the retriever at the bootstrap")
     retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")
     bootstrap_epochs: PositiveInt = 1

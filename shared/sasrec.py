@@ -24,7 +24,7 @@ class RetrieverConfig:
     heads: int = 2
     max_length: int = 50
     word_buckets: int = 8192
-    dropout: float = 0.2
+    dropout: float = 0.5
 
     @property
     def vector_width(self) -> int:

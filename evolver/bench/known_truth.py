@@ -23,11 +23,10 @@ from rich.progress import Progress
 from evolver.bench.tables import markdown, spread
 from evolver.forget import THRESHOLD, CurrentSequence, outdated
 from evolver.recipe import EVOREC
-from evolver.retriever_training import REHEARSED_USERS, renew_retriever, train_retriever
+from evolver.retriever_training import REHEARSED_USERS, renew_retriever, retriever_config, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
-from shared.sasrec import RetrieverConfig
 from shared.types import Interaction, UserId
 
 FORMAT = "forget-1"
@@ -52,7 +51,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         store.items,
         {user: sequence[: n_old[user]] for user, sequence in sequences.items()},
         epochs=settings.retriever_epochs,
-        config=RetrieverConfig(members=settings.retriever_members),
+        config=retriever_config(settings),
         seed=seed,
         on_step=lambda _: None,
     )

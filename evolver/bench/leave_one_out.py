@@ -17,12 +17,11 @@ import torch
 from evolver.bench.scores import gains
 from evolver.bench.timeline import Timeline
 from evolver.device import device_of_run
-from evolver.retriever_training import train_retriever
+from evolver.retriever_training import retriever_config, train_retriever
 from evolver.scoring import NOT_RETRIEVED
 from evolver.splits import item_sequence
 from shared.config import Settings
 from shared.retriever import RetrieverIndex
-from shared.sasrec import RetrieverConfig
 
 CUTOFF = 10
 LEAST = 3  # interactions: one to read, one left out, one to predict
@@ -54,7 +53,7 @@ def leave_one_out(timeline: Timeline, settings: Settings, report: Callable[[floa
         inputs.items,
         {user: sequence[:-2] for user, sequence in sequences.items()},
         epochs=settings.retriever_epochs,
-        config=RetrieverConfig(members=settings.retriever_members),
+        config=retriever_config(settings),
         seed=timeline.seed,
         on_step=lambda share: report(FITTING * share),
         device=torch.device(device_of_run(settings.train_device)),

@@ -57,6 +57,7 @@ SETTINGS_THAT_COUNT = (
     "max_located_users",
     "max_validation_users",
     "retriever_members",
+    "retriever_dropout",
     "retriever_epochs",
     "retriever_window_epochs",
     "bootstrap_epochs",
