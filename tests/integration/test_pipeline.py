@@ -30,6 +30,8 @@ SETTINGS = Settings(
     max_located_users=12,
     max_evaluated_users=16,
     max_validation_users=8,
+    retriever_members=3,
+    retriever_dropout=0.3,
     retriever_epochs=3,
     retriever_window_epochs=2,
     update_epochs=1,
@@ -144,6 +146,15 @@ def test_metrics_of_both_groups_before_and_after_are_there(line: Line) -> None:
             assert all(0 <= value <= 1 for name, value in values.items() if not name.endswith("n"))
     assert line.evolution.metrics["before"]["U_I"]["n"] > 0
     assert line.evolution.train_examples == SETTINGS.max_train_examples
+
+
+def test_a_domain_keeps_the_retriever_that_its_bootstrap_was_told_to_make(line: Line, tmp_path: Path) -> None:
+    parent = ParentVersion(line.first, manifest(blend=line.bootstrap.blend))
+    changes = {"retriever_members": 1, "retriever_dropout": 0.1, "learning_rate": 0.0, "max_train_examples": 4}
+    _run(_evolution_inputs(line.store), parent, tmp_path / "other", **changes)
+    for folder in (line.first, tmp_path / "other"):
+        config = Retriever.load(folder).config
+        assert (config.members, config.dropout) == (3, 0.3)
 
 
 def test_the_retriever_knows_the_catalog(line: Line) -> None:
