@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from evolver.inputs import EvolutionInputs, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import REHEARSED_USERS, renew_retriever, retriever_config, train_retriever
+from evolver.retriever_training import n_rehearsed, renew_retriever, retriever_config, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
@@ -185,7 +184,7 @@ class Learner:
             return self._trained()
         rehearsing = self._recipe.rehearsing
         active = self.examples.users(Targets.WINDOW)
-        rehearsed = self.examples.inactive_users(math.ceil(REHEARSED_USERS * len(active)) if rehearsing else 0)
+        rehearsed = self.examples.inactive_users(n_rehearsed(len(active)) if rehearsing else 0)
         sequences, window = {}, {}
         for user in (*active, *rehearsed):
             with working_on(user):

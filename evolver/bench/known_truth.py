@@ -11,7 +11,6 @@ interactions that Forget considers.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from rich.progress import Progress
 from evolver.bench.tables import markdown, spread
 from evolver.forget import THRESHOLD, CurrentSequence, outdated
 from evolver.recipe import EVOREC
-from evolver.retriever_training import REHEARSED_USERS, renew_retriever, retriever_config, train_retriever
+from evolver.retriever_training import n_rehearsed, renew_retriever, retriever_config, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
@@ -57,7 +56,7 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
     )
     back = [user for user in sequences if n_old[user] < len(sequences[user])]
     away = sorted(sequences.keys() - set(back))
-    rehearsed = np.random.default_rng(seed).permutation(away)[: math.ceil(REHEARSED_USERS * len(back))].tolist()
+    rehearsed = np.random.default_rng(seed).permutation(away)[: n_rehearsed(len(back))].tolist()
     model = renew_retriever(
         model,
         store.items,
