@@ -80,7 +80,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.numpy().tobytes() == other.numpy().tobytes()
 
 
-def split_of(inputs: EvolutionInputs, settings: Settings) -> Split:
+def evolver_split(inputs: EvolutionInputs, settings: Settings) -> Split:
     return split(inputs, max_panel=settings.max_evaluated_users, max_validation=settings.max_validation_users)
 
 
@@ -89,7 +89,7 @@ def task_of(played: Round, name: str, parent: str = "bootstrap") -> Task:
     out.mkdir()
     return Task(
         played.inputs,
-        split_of(played.inputs, played.settings),
+        evolver_split(played.inputs, played.settings),
         bootstrap=played.folder / "bootstrap",
         parent=played.folder / parent,
         out=out,
@@ -159,7 +159,7 @@ def play(folder: Path) -> Round:
     (folder / "bootstrap").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         watched(patch, Seen())
-        make_bootstrap(past, split_of(past, settings), folder / "bootstrap", settings, lambda stage, share: None)
+        make_bootstrap(past, evolver_split(past, settings), folder / "bootstrap", settings, lambda stage, share: None)
     for name, strategy in STRATEGIES.items():
         with pytest.MonkeyPatch.context() as patch:
             watched(patch, found.seen.setdefault(name, Seen()))

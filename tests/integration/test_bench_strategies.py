@@ -22,10 +22,10 @@ from tests.bench_round import (
     RANK,
     Round,
     Seen,
+    evolver_split,
     layer_of,
     play,
     same_bits,
-    split_of,
     task_of,
     watched,
 )
@@ -61,7 +61,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"frozen", "retrain"}))
 def test_members_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
-    parts = split_of(played.inputs, played.settings)
+    parts = evolver_split(played.inputs, played.settings)
     inactive = [(members, users - parts.active) for members, users in played.seen[name].fitted]
     assert all(users <= parts.trainable for _, users in inactive)
     expected = [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
@@ -123,7 +123,7 @@ def test_where_training_starts(played: Round, name: str) -> None:
 
 def test_where_training_examples_lie(played: Round) -> None:
     """The place of a target is the length of the history before it, where nothing is forgotten."""
-    trainable = split_of(played.inputs, played.settings).trainable
+    trainable = evolver_split(played.inputs, played.settings).trainable
 
     def in_window(name: str) -> list[bool]:
         asked = [(user, history, target) for user, history, target in played.seen[name].asked if user in trainable]
