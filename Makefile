@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PACKAGES := shared service evolver deploy tests
 
-.PHONY: help setup demo up test unit faults bench lint audit format clean
+.PHONY: help setup demo up test unit faults bench results lint audit format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ faults: setup ## processes killed, disks full, bytes flipped: every promise of d
 
 bench: setup ## the figures of docs/performance.md, in an hour and a quarter on a quiet machine
 	@for part in kernels serving ingestion prefix peers scale page; do $(BIN)/python -m tests.load.$$part || exit 1; done
+
+results: setup ## docs/results.md and docs/results-earlier.md once more from their files of results
+	@$(BIN)/python -m evolver.bench.report docs/results/bench-*.json --forget docs/results/forget.json --out docs/results.md
+	@$(BIN)/python -m evolver.bench.report docs/results-earlier/bench-*.json --out docs/results-earlier.md
 
 lint: setup ## ruff, mypy and import-linter
 	@$(BIN)/ruff check $(PACKAGES)

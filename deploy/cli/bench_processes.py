@@ -54,6 +54,8 @@ def run_at_once(plan: Plan, seeds: Sequence[int], base: str, on_poll: Callable[[
         try:
             for seed in seeds:
                 submit(Job(seed))
+                if plan.has_leave_one_out(seed):
+                    submit(Job(seed, leave_one_out=True))  # beside what is shared, where one process has to do
             while pending:
                 done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -78,8 +80,7 @@ def _afterwards(plan: Plan, job: Job) -> list[Job]:
     """What can begin once a job is done."""
     if job.strategies or job.leave_one_out:
         return []
-    of_strategies = [Job(job.seed, (name,)) for name in plan.strategies]
-    return [*of_strategies, *([Job(job.seed, leave_one_out=True)] if plan.has_leave_one_out(job.seed) else [])]
+    return [Job(job.seed, (name,)) for name in plan.strategies]
 
 
 # -- in the processes -------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import structlog
 from rich.console import Console
@@ -16,6 +19,7 @@ from deploy.files import Loaded
 from shared.errors import EvorecError
 
 T = TypeVar("T")
+SECONDS_PER_LINE = 60.0  # of progress, in a log
 
 
 def result_console() -> Console:
@@ -56,15 +60,32 @@ def counting_progress(console: Console) -> Progress:
     )
 
 
-def share_progress(console: Console) -> Progress:
-    """A bar for work that reports a share of itself."""
-    return Progress(
+def share_progress(console: Console, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """A bar for work that reports a share of itself. `clock`: seconds."""
+    return _BarsOrLines(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
         console=console,
+        get_time=clock,
     )
+
+
+class _BarsOrLines(Progress):
+    """Bars on a terminal. Elsewhere bars would show up at the very end alone: a line a minute goes into the log."""
+
+    _said_at = -math.inf
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(*args, **kwargs)
+        now = self.get_time()
+        if self.console.is_terminal or now < self._said_at + SECONDS_PER_LINE:
+            return
+        self._said_at = now
+        shares = [f"{task.description} {task.percentage:.0f}%" for task in self.tasks if task.description]
+        elapsed = timedelta(seconds=int(max(task.elapsed or 0.0 for task in self.tasks)))
+        self.console.print(f"{elapsed}  {', '.join(shares)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_bad_lines(loaded: Loaded[T], what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from evolver.bench.reading import (
 from evolver.bench.results import EVOREC, FINETUNE, FROZEN, RETRAIN
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
-from evolver.bench.tables import interval, markdown
+from evolver.bench.tables import NOTHING, interval, markdown
 from evolver.locate import first_upper_layer
 
 FIGURE = "ndcg@3"
@@ -36,54 +37,84 @@ MOST_TRAINED = 0.30  # of LoRA's parameters
 COST_PER_EXAMPLE = 0.60  # of `finetune`'s, where nothing below the upper two thirds trains
 COST_OF_ROUND = 0.10  # of `retrain`'s
 
-Cell = Callable[[int], str | None]
-"""What is said of a round; None where the goal does not apply."""
+READING = [
+    "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
+    "ablations); being level with it counts where it takes at most half of its seconds. Seconds per example count",
+    "where the lowest located layer is in the upper two thirds.",
+]
 
 
-def goals(seeds: Sequence[Results]) -> list[str]:
-    """A row for each goal that these strategies can be held to, a column for each round."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is said of a goal after one round. `met` is None where what was measured cannot decide it.
+
+    >>> str(Verdict("0.2 of 0.1", met=False))
+    '0.2 of 0.1: **missed**'
+    """
+
+    text: str
+    met: bool | None
+
+    def __str__(self) -> str:
+        return self.text if self.met is None else f"{self.text}: {'met' if self.met else '**missed**'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is asked for, and a verdict per round; None where the goal does not apply to a round."""
+
+    what: str
+    rounds: Sequence[Verdict | None]
+
+
+Judge = Callable[[int], Verdict | None]
+"""Of a round, by its number."""
+
+
+def goals(seeds: Sequence[Results]) -> list[Goal]:
+    """Those that these strategies can be held to."""
     names = strategies_of(seeds)
     if EVOREC not in names:
         return []
-    rows: list[tuple[str, Cell]] = []
+    judges: dict[str, Judge] = {}
     others = [name for name in names if name != EVOREC and not name.startswith(f"{EVOREC}-")]
     for kind, candidates in itertools.product(KINDS, DRAWN_SETS):
         where = f"`{kind}`, {candidates}"
         if others:
-            rows.append((f"U leads, {where}", _leads(seeds, others, kind, candidates)))
+            judges[f"U leads, {where}"] = _leads(seeds, others, kind, candidates)
         if FINETUNE in names:
-            rows.append((f"U_A level with `{FINETUNE}`, {where}", _level(seeds, kind, candidates)))
+            judges[f"U_A level with `{FINETUNE}`, {where}"] = _level(seeds, kind, candidates)
         if FROZEN in names and kind == MEMORY:
-            rows.append((f"U_I forgets at most {-MOST_FORGOTTEN:.0%}, {where}", _remembers(seeds, names, candidates)))
+            judges[f"U_I forgets at most {-MOST_FORGOTTEN:.0%}, {where}"] = _remembers(seeds, names, candidates)
         if {FROZEN, FINETUNE} <= {*names} and kind == NEXT:
-            rows.append((f"U_I keeps {GAIN_KEPT:.0%} of `{FINETUNE}`'s gain, {where}", _keeps(seeds, candidates)))
-        rows.append((f"the blend beats each rule and part, {where}", _blend_wins(seeds, kind, candidates)))
-    rows.append((f"at most {MOST_TRAINED:.0%} of LoRA trains", _trains(seeds)))
+            judges[f"U_I keeps {GAIN_KEPT:.0%} of `{FINETUNE}`'s gain, {where}"] = _keeps(seeds, candidates)
+        judges[f"the blend beats each rule and part, {where}"] = _blend_wins(seeds, kind, candidates)
+    judges[f"at most {MOST_TRAINED:.0%} of LoRA trains"] = _trains(seeds)
     if FINETUNE in names and has_seconds(seeds):
-        rows.append((f"seconds per example at most {COST_PER_EXAMPLE:.0%} of `{FINETUNE}`'s", _per_example(seeds)))
+        judges[f"seconds per example at most {COST_PER_EXAMPLE:.0%} of `{FINETUNE}`'s"] = _per_example(seeds)
     if RETRAIN in names and has_seconds(seeds):
-        rows.append((f"seconds at most {COST_OF_ROUND:.0%} of `{RETRAIN}`'s", _of_retraining(seeds)))
+        judges[f"seconds at most {COST_OF_ROUND:.0%} of `{RETRAIN}`'s"] = _of_retraining(seeds)
     numbers = range(1, n_rounds(seeds) + 1)
-    table = markdown(
-        ["goal", *(f"round {number}" for number in numbers)],
-        [[what, *(cell(number) or "does not apply" for number in numbers)] for what, cell in rows],
-        align="---",
-    )
-    return [
-        "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
-        "ablations); being level with it counts where it takes at most half of its seconds. Seconds per example count",
-        "where the lowest located layer is in the upper two thirds.",
-        "",
-        *table,
-    ]
+    return [Goal(what, [judge(number) for number in numbers]) for what, judge in judges.items()]
 
 
-def said(text: str, met: bool) -> str:
+def goals_table(found: Sequence[Goal]) -> list[str]:
+    """A row for each goal, a column for each round; nothing where there are no goals."""
+    if not found:
+        return []
+    header = ["goal", *(f"round {number}" for number in range(1, len(found[0].rounds) + 1))]
+    rows = [[goal.what, *(str(said or "does not apply") for said in goal.rounds)] for goal in found]
+    return ["### Goals", "", *READING, "", *markdown(header, rows, align="---")]
+
+
+def goals_met(found: Sequence[Goal]) -> str:
+    """How many of all verdicts, rounds counted one by one.
+
+    >>> goals_met([Goal("a", [Verdict("1", met=True), None]), Goal("b", [Verdict("2", met=False), None])])
+    '1 of 2'
     """
-    >>> said("0.2 of 0.1", met=False)
-    '0.2 of 0.1: **missed**'
-    """
-    return f"{text}: {'met' if met else '**missed**'}"
+    decided = [said.met for goal in found for said in goal.rounds if said is not None]
+    return f"{decided.count(True)} of {len(decided)}" if decided else NOTHING
 
 
 def _mean(seeds: Sequence[Results], read: Callable[[Results], float | None]) -> float:
@@ -100,8 +131,8 @@ def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:
     return found
 
 
-def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Cell:
-    def cell(number: int) -> str:
+def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Judge:
+    def judge(number: int) -> Verdict:
         best = max(others, key=lambda name: mean_figure(seeds, number, name, kind, candidates, "U", FIGURE))
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
         seconds = _seconds(seeds, number, best) if has_seconds(seeds) else 0.0
@@ -109,67 +140,67 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
         met = found.mean >= 0 or (found.high >= 0 and share <= COST_WHERE_LEVEL)
         cost = f", {share:.2f} of its seconds" if seconds else ""
         if found.low <= 0 <= found.high and not (met or has_seconds(seeds)):
-            return f"{interval(found)} to `{best}`: level, at an unknown cost"
-        return said(f"{interval(found)} to `{best}`{cost}", met)
+            return Verdict(f"{interval(found)} to `{best}`: level, at an unknown cost", None)
+        return Verdict(f"{interval(found)} to `{best}`{cost}", met)
 
-    return cell
+    return judge
 
 
-def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
-    def cell(number: int) -> str:
+def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
+    def judge(number: int) -> Verdict:
         found = between(seeds, number, EVOREC, FINETUNE, kind, candidates, "U_A")
-        return said(interval(found), found.high >= 0)
+        return Verdict(interval(found), found.high >= 0)
 
-    return cell
+    return judge
 
 
-def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Cell:
+def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Judge:
     def lowest(number: int, name: str) -> float:
         low = between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low
         return low / mean_figure(seeds, number, FROZEN, MEMORY, candidates, "U_I", FIGURE)
 
-    def cell(number: int) -> str:
+    def judge(number: int) -> Verdict:
         found = lowest(number, EVOREC)
         beside = f" (`{FINETUNE}` {lowest(number, FINETUNE):+.1%})" if FINETUNE in names else ""
-        return said(f"{found:+.1%} at the lower end{beside}", found > MOST_FORGOTTEN)
+        return Verdict(f"{found:+.1%} at the lower end{beside}", found > MOST_FORGOTTEN)
 
-    return cell
+    return judge
 
 
-def _keeps(seeds: Sequence[Results], candidates: str) -> Cell:
-    def cell(number: int) -> str:
+def _keeps(seeds: Sequence[Results], candidates: str) -> Judge:
+    def judge(number: int) -> Verdict:
         ours, theirs = (
             between(seeds, number, name, FROZEN, NEXT, candidates, "U_I").mean for name in (EVOREC, FINETUNE)
         )
         if theirs <= 0:
-            return said(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)
-        return said(f"{ours / theirs:.0%}", ours / theirs >= GAIN_KEPT)
+            return Verdict(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)
+        return Verdict(f"{ours / theirs:.0%}", ours / theirs >= GAIN_KEPT)
 
-    return cell
+    return judge
 
 
-def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Cell:
-    def cell(number: int) -> str:
+def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
+    def judge(number: int) -> Verdict:
         alone = {rule: _mean(seeds, rule_figure(number, rule, kind, candidates, FIGURE)) for rule in RULES} | {
             part: _mean(seeds, figure(number, EVOREC, kind, candidates, part, "U", FIGURE)) for part in (RETRIEVER, LLM)
         }
         best = max(alone, key=lambda name: alone[name])
         blend = mean_figure(seeds, number, EVOREC, kind, candidates, "U", FIGURE)
-        return said(f"{blend:.3f}, {best} {alone[best]:.3f}", blend > alone[best])
+        return Verdict(f"{blend:.3f}, {best} {alone[best]:.3f}", blend > alone[best])
 
-    return cell
+    return judge
 
 
-def _trains(seeds: Sequence[Results]) -> Cell:
-    def cell(number: int) -> str:
+def _trains(seeds: Sequence[Results]) -> Judge:
+    def judge(number: int) -> Verdict:
         most = max(trainable_share(_cost(one, number, EVOREC)) for one in seeds)
-        return said(f"{most:.0%}", most <= MOST_TRAINED + 1e-9)
+        return Verdict(f"{most:.0%}", most <= MOST_TRAINED + 1e-9)
 
-    return cell
+    return judge
 
 
-def _per_example(seeds: Sequence[Results]) -> Cell:
-    def cell(number: int) -> str | None:
+def _per_example(seeds: Sequence[Results]) -> Judge:
+    def judge(number: int) -> Verdict | None:
         located = [one for one in seeds if _in_upper_two_thirds(one, number)]
         if not located:
             return None
@@ -178,9 +209,9 @@ def _per_example(seeds: Sequence[Results]) -> Cell:
             return _seconds(located, number, name) / _mean(located, lambda one: _cost(one, number, name)["examples"])
 
         share = seconds(EVOREC) / seconds(FINETUNE)
-        return said(f"{share:.0%}", share <= COST_PER_EXAMPLE)
+        return Verdict(f"{share:.0%}", share <= COST_PER_EXAMPLE)
 
-    return cell
+    return judge
 
 
 def _in_upper_two_thirds(one: Results, number: int) -> bool:
@@ -188,9 +219,9 @@ def _in_upper_two_thirds(one: Results, number: int) -> bool:
     return min(layers) >= first_upper_layer(one["base"]["layers"])
 
 
-def _of_retraining(seeds: Sequence[Results]) -> Cell:
-    def cell(number: int) -> str:
+def _of_retraining(seeds: Sequence[Results]) -> Judge:
+    def judge(number: int) -> Verdict:
         share = _seconds(seeds, number, EVOREC) / _seconds(seeds, number, RETRAIN)
-        return said(f"{share:.0%}", share <= COST_OF_ROUND)
+        return Verdict(f"{share:.0%}", share <= COST_OF_ROUND)
 
-    return cell
+    return judge

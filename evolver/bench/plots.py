@@ -26,7 +26,7 @@ DPI = 130
 LOGARITHMIC_FROM = 20.0  # times the cheapest strategy's seconds
 
 
-def draw_plots(seeds: Sequence[Results], against: Compared, folder: Path, *, prefix: str) -> dict[Path, str]:
+def draw_plots(seeds: Sequence[Results], against: Compared, folder: Path, *, name: str) -> dict[Path, str]:
     """Write the plots as PNG into a folder; returns them with their captions. `against`: what `compared` gave."""
     plots = {
         "rounds": (
@@ -44,9 +44,9 @@ def draw_plots(seeds: Sequence[Results], against: Compared, folder: Path, *, pre
         "votes": (_votes(seeds), "Which layers active users voted for"),
     }
     written = {}
-    for name, (plot, caption) in plots.items():
+    for kind, (plot, caption) in plots.items():
         if plot is not None:
-            path = folder / f"{prefix}-{name}.png"
+            path = folder / f"{name}-{kind}.png"
             plot.savefig(path, dpi=DPI)
             written[path] = caption
     return written

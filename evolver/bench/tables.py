@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evolver.bench.cases import DRAWN_SETS, KINDS
-from evolver.bench.leave_one_out import CUTOFF, PUBLISHED
+from evolver.bench.leave_one_out import CUTOFF, published_on
 from evolver.bench.paired import GROUPS, Difference
 from evolver.bench.reading import (
     Results,
@@ -225,11 +225,12 @@ def leave_one_out(seeds: Sequence[Results]) -> list[str]:
     tried = [found for one in seeds if (found := one.get("leave_one_out"))]
     if not tried:
         return []
+    data = seeds[0]["data"]
     hit_rate, ndcg = (spread([found[f"{metric}@{CUTOFF}"] for found in tried], 4) for metric in ("hr", "ndcg"))
     rows = [["this retriever", hit_rate, ndcg, f"{tried[0]['users']:,} users, without items of the history"]]
     rows += [
         [one.model, f"{one.hit_rate:.4f}", NOTHING, f"published: {one.source}"]
-        for one in PUBLISHED.get(seeds[0]["data"]["name"], ())
+        for one in published_on(users=data["users"], items=data["items"], interactions=data["interactions"])
     ]
     return [
         "### Leave-one-out, all items",
@@ -243,14 +244,20 @@ def leave_one_out(seeds: Sequence[Results]) -> list[str]:
     ]
 
 
-def everything(seeds: Sequence[Results]) -> list[str]:
-    """All tables of one dataset, under their headings."""
+def main_tables(seeds: Sequence[Results]) -> list[str]:
+    """What most readers look for, under its headings."""
     return [
         *(line for kind in KINDS for line in [f"### NDCG@3 over U, `{kind}`", "", *overview(seeds, kind)]),
         *["### Cost per round", "", *cost(seeds)],
-        *_differences(seeds),
         *_sanity(seeds),
         *leave_one_out(seeds),
+    ]
+
+
+def all_figures(seeds: Sequence[Results]) -> list[str]:
+    """The rest: every figure of every round, and every difference."""
+    return [
+        *_differences(seeds),
         *_accuracies(seeds),
         *["### What the versions are made of", "", *versions(seeds)],
     ]

@@ -11,6 +11,8 @@ from PIL import Image
 from deploy.cli.bench_run import require_titles
 from deploy.files import read_items
 from evolver.bench.report import read_results, write_report
+from evolver.bench.runner import SETTINGS_THAT_COUNT
+from shared.config import Settings
 from shared.errors import InvalidInput, NotFound
 from tests.bench_support import bench_results
 from tests.load.results import ROOT
@@ -25,10 +27,14 @@ def _written(folder: Path, seed: int, **changes: object) -> Path:
     return path
 
 
+def _pages(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.md")}
+
+
 def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_path: Path) -> None:
     other = bench_results(NAMES, value=lambda *_: 0.5)["data"] | {"name": "other"}
     paths = [_written(tmp_path, 0), _written(tmp_path, 1), _written(tmp_path, 2, data=other)]
-    text = write_report(paths, tmp_path / "docs" / "results.md").read_text()
+    text = write_report(paths, tmp_path / "docs" / "figures.md").read_text()
     for words in (
         "## shop",
         "## other",
@@ -41,10 +47,19 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         assert words in text
     for name in ("shop", "other"):
         for plot in ("rounds", "against", "cost", "votes"):
-            assert f"(results-{name}-{plot}.png)" in text
-            with Image.open(tmp_path / "docs" / f"results-{name}-{plot}.png") as image:
+            assert f"(figures/{name}-{plot}.png)" in text
+            with Image.open(tmp_path / "docs" / "figures" / f"{name}-{plot}.png") as image:
                 assert min(image.size) > 200
+        others = (tmp_path / "docs" / "figures" / f"{name}.md").read_text()
+        assert f"(figures/{name}.md)" in text
+        assert "### Round 3, `next`, catalog candidates" in others
+        assert "nan" not in others
     assert "nan" not in text
+    glance = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) == 11}
+    assert [cell.strip() for cell in glance["[shop](#shop)"][2:6]] == ["2", "3", "1,000", "1,500"]
+    frozen, finetune, retrain = (cell.strip() for cell in glance["[other](#other)"][-4:-1])
+    assert (frozen, finetune) == ("+0.000 [+0.000, +0.000]", "–")
+    assert retrain.startswith("**-0.050 [")
 
 
 def test_a_report_says_how_long_all_of_it_took_where_that_was_noted(tmp_path: Path) -> None:
@@ -69,16 +84,36 @@ def test_a_report_of_a_shared_accelerator_has_no_seconds(tmp_path: Path) -> None
     assert "Other processes used the accelerator meanwhile, so no seconds are given." in text
     assert "total, s" not in text
     assert "| strategy | examples | tokens forward |" in text
-    assert not (tmp_path / "report-shop-cost.png").exists()
+    assert not (tmp_path / "report" / "shop-cost.png").exists()
 
 
-def test_there_is_a_page_of_results_where_there_are_results_and_it_is_theirs(tmp_path: Path) -> None:
+def test_settings_that_are_not_the_defaults_are_said_and_those_that_a_run_is_too_old_for(tmp_path: Path) -> None:
+    arguments = Settings(_env_file=None).model_dump(mode="json", include={*SETTINGS_THAT_COUNT})
+    arguments |= {"max_train_examples": 500, "max_evaluated": 1000}
+    text = write_report([_written(tmp_path, 0, arguments=arguments)], tmp_path / "report.md").read_text()
+    assert "Settings other than" not in text
+    arguments |= {"lora_rank": 8, "positive_events": ["purchase", "cart"]}
+    del arguments["retriever_dropout"]
+    text = write_report([_written(tmp_path, 0, arguments=arguments)], tmp_path / "report.md").read_text()
+    said = "- Settings other than today's defaults (in parentheses): "
+    (line,) = (line.removeprefix(said) for line in text.splitlines() if line.startswith(said))
+    assert set(line.removesuffix(".").split(", ")) == {
+        "lora_rank 8 (16)",
+        "positive_events purchase,cart (purchase)",
+        "no retriever_dropout (0.5)",
+    }
+
+
+@pytest.mark.parametrize("name", ["results", "results-earlier"])
+def test_there_is_a_page_of_results_where_there_are_results_and_it_is_theirs(tmp_path: Path, name: str) -> None:
     docs = ROOT / "docs"
-    files = sorted((docs / "results").glob("bench-*.json"))
-    page = write_report(files, tmp_path / "results.md", docs / "results" / "forget.json") if files else None
-    committed = docs / "results.md"
+    files = sorted((docs / name).glob("bench-*.json"))
+    forget = docs / name / "forget.json"
+    page = write_report(files, tmp_path / f"{name}.md", forget if forget.exists() else None) if files else None
+    committed = docs / f"{name}.md"
     assert (page and page.read_text()) == (committed.read_text() if committed.exists() else None)
-    assert {path.name for path in tmp_path.glob("*.png")} == {path.name for path in docs.glob("results-*.png")}
+    assert {path.name for path in tmp_path.glob("*/*.png")} == {path.name for path in (docs / name).glob("*.png")}
+    assert _pages(tmp_path / name) == _pages(docs / name)
 
 
 def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> None:

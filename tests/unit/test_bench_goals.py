@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evolver.bench.goals import goals
+from evolver.bench.goals import goals, goals_met, goals_table
 from tests.bench_support import bench_results
 
 NAMES = ["frozen", "retrain", "finetune", "evorec", "evorec-all-layers"]
@@ -23,7 +23,8 @@ def results(values: dict[str, float], **changes: Any) -> dict[str, Any]:
 
 def verdicts(found: dict[str, Any]) -> dict[str, str]:
     """The first round's cell of each goal."""
-    rows = [line.strip("|").split("|") for line in goals([found]) if line.startswith("| ")][2:]
+    lines = goals_table(goals([found]))
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| ")][2:]
     return {cells[0].strip(): cells[1].strip() for cells in rows}
 
 
@@ -64,6 +65,14 @@ def test_goals_of_cost_are_left_out_where_the_accelerator_was_shared() -> None:
     behind = results({"frozen": 0.3, "finetune": 0.45, "evorec": 0.4})
     behind["arguments"] |= {"shared": True}
     assert verdicts(behind)[LEADS].endswith("to `finetune`: **missed**")
+
+
+def test_met_goals_are_counted_round_by_round_and_undecided_ones_are_not_met() -> None:
+    found = results({"frozen": 0.3, "finetune": 0.405, "evorec": 0.4})
+    found["arguments"] |= {"shared": True}
+    # Three rounds of 17 goals: EvoRec is level with `finetune` everywhere, and whether it leads U is unknown.
+    assert goals_met(goals([found])) == "39 of 51"
+    assert goals_met([]) == "–"
 
 
 def test_being_level_counts_at_half_of_the_seconds() -> None:
