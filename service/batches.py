@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from service.problems import MAX_TEXT, location_of
-from service.schemas import Rejected
+from service.schemas.common import Rejected
 
 Part = TypeVar("Part", bound=BaseModel)
 

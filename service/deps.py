@@ -19,7 +19,7 @@ from service.queue import EvolutionQueue
 from service.recommend import Recommender
 from service.redis_watch import RedisWatch
 from service.remembered import RememberedHistories
-from service.schemas import DomainName
+from service.schemas.common import DomainName
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.dead_letters import DeadLetters

@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from service.callers import PUBLIC
 from service.problems import MEDIA_TYPE, Problem, responses
-from service.schemas import CatalogItem, InteractionEvent
+from service.schemas.interactions import InteractionEvent
+from service.schemas.items import CatalogItem
 
 DESCRIPTION = """Recommendations from an LLM that keeps learning.
 

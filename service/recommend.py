@@ -25,7 +25,7 @@ from service.ports import (
     ServingVersion,
     Versions,
 )
-from service.schemas import Influence, Reason, Recommendation, RecommendedItem, RecommendRequest
+from service.schemas.recommend import Influence, Reason, Recommendation, RecommendedItem, RecommendRequest
 from service.scoring import Ranked, by_llm, by_popularity, by_retriever
 from shared.config import Settings
 from shared.errors import InvalidInput, Overloaded

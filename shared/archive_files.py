@@ -15,7 +15,8 @@ from typing import Any
 
 from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.errors import InvalidArtifact
-from shared.stream import APPEND_CHUNK, order_of
+from shared.interaction_codec import order_of
+from shared.stream import APPEND_CHUNK
 from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId
 
 ITEMS = "items.jsonl"

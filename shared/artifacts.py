@@ -7,7 +7,6 @@ folder into place, remotely by its manifest, which is uploaded last.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,18 +20,15 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import fsspec
-import structlog
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict, ValidationError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import DOMAIN_PATTERN, validate_domain
 from shared.types import AdapterName, DomainId
-
-log = structlog.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 ALIASES = "aliases"
@@ -42,19 +38,6 @@ BESIDE_VERSIONS = (ALIASES, ARCHIVE, ROUTE)
 STAGING_PREFIX = ".staging-"
 STAGING_KEPT_S = 24 * 3600  # what is staged for longer belongs to a process that has died
 DELETE_ATTEMPTS = 20  # more than a version has files
-
-
-class AliasMove(BaseModel):
-    """One move of an alias. `at`: unix seconds; `before`/`to` are None where the alias was or became unset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sequence: int
-    alias: str
-    before: AdapterName | None
-    to: AdapterName | None
-    at: float
-    reason: str
 
 
 class StagedArtifact:
@@ -78,7 +61,7 @@ class StagedArtifact:
         """Makes the version visible; the manifest with its files' checksums. Conflict where the name is taken."""
         if (manifest.domain, manifest.name) != (self._domain, self._name):
             raise InvalidArtifact(f"the manifest of {manifest.name} was committed as {self._name} of {self._domain}")
-        checksums = {file: sha256(self.path / file) for file in _files(self.path) if file != MANIFEST}
+        checksums = {file: sha256(self.path / file) for file in files_below(self.path) if file != MANIFEST}
         complete = manifest.model_copy(update={"checksums": checksums})
         (self.path / MANIFEST).write_text(complete.to_json())
         self._store.adopt(complete, self.path)
@@ -113,12 +96,12 @@ class ArtifactStore:
         self._refuse_existing(manifest.domain, manifest.name)
         final = self._at(manifest.domain, manifest.name)
         if self._local:
-            _sync_tree(staged)
+            sync_tree(staged)
             try:
                 staged.rename(final)  # fails where a full folder has come into being meanwhile
             except OSError as error:
                 raise Conflict(f"adapter {manifest.name} could not be put at {final}: {error}") from error
-            _sync(Path(final).parent)
+            sync(Path(final).parent)
             return
         for file in [*manifest.checksums, MANIFEST]:
             self._fs.makedirs(f"{final}/{file}".rpartition("/")[0], exist_ok=True)
@@ -132,10 +115,10 @@ class ArtifactStore:
         manifest = self.manifest(domain, name)
         if self._local:
             folder = Path(self._at(domain, name))
-            _verify(folder, manifest)
+            verify(folder, manifest)
             return folder
         folder = self._cache / domain / name
-        if not _intact(folder, manifest):
+        if not intact(folder, manifest):
             self._download(folder, manifest)
         return folder
 
@@ -176,42 +159,6 @@ class ArtifactStore:
             self._fs.rm_file(f"{folder}/{MANIFEST}")
         self._fs.rm(folder, recursive=True)
 
-    def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
-        """Writing the same move again changes nothing."""
-        with self.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:
-            staged.write_text(move.model_dump_json() + "\n")
-
-    def alias_moves(self, domain: DomainId) -> list[AliasMove]:
-        """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
-        moves = []
-        for file in self.files(domain, ALIASES):
-            try:
-                moves.append(self.alias_move(domain, file))
-            except InvalidArtifact as error:
-                log.warning("alias_move_unreadable", domain=domain, error=str(error))
-        return moves
-
-    def last_move(self, domain: DomainId) -> int:
-        """The newest move's number, by the names of the files; 0 where there is none."""
-        numbers = [int(file.removesuffix(".json")) for file in self.files(domain, ALIASES)]
-        return max(numbers, default=0)
-
-    def alias_move(self, domain: DomainId, file: str) -> AliasMove:
-        try:
-            return AliasMove.model_validate_json(self._fs.cat_file(self._at(domain, ALIASES, file)))
-        except ValidationError as error:
-            raise InvalidArtifact(f"alias move {file} of {domain} cannot be read: {error}") from error
-
-    def record_route(self, domain: DomainId, record: str) -> None:
-        """Replaces the copy of the domain's route."""
-        with self.write(domain, ROUTE) as staged:
-            staged.write_text(record + "\n")
-
-    def route(self, domain: DomainId) -> str | None:
-        """The copy of the domain's route, None where there is none."""
-        path = self._at(domain, ROUTE)
-        return self._fs.cat_file(path).decode(errors="replace") if self._fs.exists(path) else None
-
     # -- single files -----------------------------------------------------------------------------
 
     @contextmanager
@@ -224,10 +171,10 @@ class ArtifactStore:
         try:
             yield staged
             if self._local:
-                _sync(staged)
+                sync(staged)
                 staged.replace(final)
                 for parent in Path(final).parents[: len(path) + 1]:  # some may have come into being just now
-                    _sync(parent)
+                    sync(parent)
             else:
                 self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(staged), final)
@@ -242,6 +189,11 @@ class ArtifactStore:
         """A file to read from; FileNotFoundError where there is none."""
         file: IO[bytes] = self._fs.open(self._at(domain, *path), "rb")
         return file
+
+    def read(self, domain: DomainId, *path: str) -> bytes:
+        """All of a file; FileNotFoundError where there is none."""
+        with self.open(domain, *path) as file:
+            return file.read()
 
     def delete_file(self, domain: DomainId, *path: str) -> None:
         """One that is not there is no error."""
@@ -284,7 +236,7 @@ class ArtifactStore:
             for file in [*manifest.checksums, MANIFEST]:
                 (staged / file).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(self._at(manifest.domain, manifest.name, file), str(staged / file))
-            _verify(staged, manifest)
+            verify(staged, manifest)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             staged.rename(folder)
@@ -308,11 +260,6 @@ class ArtifactStore:
         return "/".join([self._root, *parts])
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _open(url: str) -> tuple[Any, str]:
     fs, root = fsspec.core.url_to_fs(url)
     return fs, str(root).rstrip("/")
@@ -331,36 +278,3 @@ def _staged(root: Path) -> Iterator[Path]:
         found = [name for name in [*folders, *files] if name.startswith(STAGING_PREFIX)]
         folders[:] = [name for name in folders if name not in found]
         yield from (Path(folder, name) for name in found)
-
-
-def _files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _verify(folder: Path, manifest: Manifest) -> None:
-    for file, checksum in manifest.checksums.items():
-        if not (folder / file).is_file():
-            raise InvalidArtifact(f"adapter {manifest.name}: {file} is missing")
-        if sha256(folder / file) != checksum:
-            raise InvalidArtifact(f"adapter {manifest.name}: {file} does not match its checksum")
-
-
-def _intact(folder: Path, manifest: Manifest) -> bool:
-    try:
-        _verify(folder, manifest)
-    except InvalidArtifact:
-        return False
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)

@@ -12,9 +12,10 @@ from redis.asyncio import Redis
 
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
+from shared.interaction_codec import decode
 from shared.redis_client import text, texts
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.stream import FIELD, PAGE, decode
+from shared.stream import FIELD, PAGE
 from shared.types import DomainId, Interaction, UserId
 
 log = structlog.get_logger(__name__)

@@ -18,15 +18,17 @@ from redis.exceptions import WatchError
 
 from shared.archive import furthest
 from shared.archive_files import ArchiveFiles
-from shared.artifacts import ALIASES, AliasMove, ArtifactStore
+from shared.artifacts import ALIASES, ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.interaction_codec import order_of
 from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry import CHAMPION, Registry, Route
+from shared.registry_records import AliasMove, RegistryRecords
 from shared.restore import Restorer
-from shared.stream import InteractionLog, order_of
+from shared.stream import InteractionLog
 from shared.types import STREAM_START, AdapterName, DomainId, Item, StreamPositions
 
 ITEMS_AT_ONCE = 1000
@@ -60,7 +62,8 @@ def look(artifacts: ArtifactStore, domain: DomainId) -> Found:
     names = artifacts.names(domain)
     skipped += [(name, "it has no manifest") for name in artifacts.files(domain) if _is_half(domain, name, names)]
     versions = tuple(version for name in names if (version := _version(artifacts, domain, name, skipped)))
-    moves = _moves(artifacts, domain, skipped)
+    records = RegistryRecords(artifacts)
+    moves = _moves(artifacts, records, domain, skipped)
     files = ArchiveFiles(artifacts)
     spans = {partition: files.spans(domain, partition) for partition in files.partitions(domain)}
     items = _items(files, domain, skipped)
@@ -70,11 +73,11 @@ def look(artifacts: ArtifactStore, domain: DomainId) -> Found:
     return Found(
         versions=versions,
         aliases=_aliases(moves, frozenset(version.name for version in versions), skipped),
-        route=_route(artifacts, domain, skipped),
+        route=_route(records, domain, skipped),
         items=items,
         archived={p: max((span.until for span in found), key=order_of) for p, found in spans.items() if found},
         highest=max((split_adapter_name(name)[1] for name in mentioned), default=0),
-        last_move=artifacts.last_move(domain),
+        last_move=records.last_move(domain),
         skipped=tuple(skipped),
     )
 
@@ -176,11 +179,13 @@ def _is_half(domain: DomainId, name: str, whole: Sequence[AdapterName]) -> bool:
         return False
 
 
-def _moves(artifacts: ArtifactStore, domain: DomainId, skipped: list[tuple[str, str]]) -> list[AliasMove]:
+def _moves(
+    artifacts: ArtifactStore, records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, str]]
+) -> list[AliasMove]:
     moves = []
     for file in artifacts.files(domain, ALIASES):
         try:
-            moves.append(artifacts.alias_move(domain, file))
+            moves.append(records.alias_move(domain, file))
         except (InvalidArtifact, OSError) as error:
             skipped.append((f"{ALIASES}/{file}", str(error)))
     return moves
@@ -207,8 +212,8 @@ def _aliases(
     return aliases
 
 
-def _route(artifacts: ArtifactStore, domain: DomainId, skipped: list[tuple[str, str]]) -> Route:
-    record = artifacts.route(domain)
+def _route(records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, str]]) -> Route:
+    record = records.route(domain)
     try:
         return Route() if record is None else Route.model_validate_json(record)
     except ValidationError as error:

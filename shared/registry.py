@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.artifacts import ALIASES, AliasMove, ArtifactStore
+from shared.artifacts import ArtifactStore
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name, split_adapter_name
 from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys, validate_domain
+from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import AdapterName, DomainId, StreamPositions
 
 log = structlog.get_logger(__name__)
@@ -96,6 +97,7 @@ class Registry:
     def __init__(self, redis: Redis, artifacts: ArtifactStore, clock: Callable[[], float] = time.time) -> None:
         self._redis = redis
         self._artifacts = artifacts
+        self._records = RegistryRecords(artifacts)
         self._clock = clock
         self._move = redis.register_script(MOVE)
         self._reserve = redis.register_script(RESERVE)
@@ -106,7 +108,7 @@ class Registry:
 
     async def reserve_name(self, domain: DomainId) -> AdapterName:
         """A name that no version has had or will have, even where Redis has lost its counter."""
-        highest = await asyncio.to_thread(_highest_number, self._artifacts, domain)
+        highest = await asyncio.to_thread(_highest_number, self._artifacts, self._records, domain)
         return adapter_name(domain, int(await self._reserve(keys=[DomainKeys(domain).version_counter], args=[highest])))
 
     async def register(self, manifest: Manifest) -> None:
@@ -135,7 +137,7 @@ class Registry:
         """Whether Redis lacks versions that the artifact store knows to have been published (`shared.rebuild`)."""
         if await self._redis.exists(DomainKeys(domain).versions):
             return False
-        return bool(await asyncio.to_thread(self._artifacts.files, domain, ALIASES))
+        return await asyncio.to_thread(self._records.last_move, domain) > 0
 
     async def prune(
         self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()
@@ -259,7 +261,7 @@ class Registry:
         await self._redis.set(DomainKeys(domain).route, record)
         await self._announce(domain)
         try:
-            await asyncio.to_thread(self._artifacts.record_route, domain, record)
+            await asyncio.to_thread(self._records.record_route, domain, record)
         except OSError as error:
             # The route is set; its copy is for a rebuild alone.
             log.warning("route not recorded", domain=domain, error=repr(error))
@@ -297,7 +299,7 @@ class Registry:
         considered: list[str] | None = None,
     ) -> None:
         keys = DomainKeys(domain)
-        lowest = await asyncio.to_thread(self._artifacts.last_move, domain)
+        lowest = await asyncio.to_thread(self._records.last_move, domain)
         plain = [alias, expected or "", to or "", self._clock(), reason, lowest, CHANGES_CHANNEL, domain]
         status, current = await self._move(
             keys=[keys.aliases, keys.versions, keys.move_counter, keys.move_outbox, keys.fence, keys.considered],
@@ -316,14 +318,14 @@ class Registry:
         for record in map(text, await self._redis.lrange(outbox, 0, -1)):
             try:
                 move = AliasMove.model_validate_json(record)
-                await asyncio.to_thread(self._artifacts.record_alias_move, domain, move)
+                await asyncio.to_thread(self._records.record_alias_move, domain, move)
             except OSError as error:
                 log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
                 return
             await self._redis.lrem(outbox, 1, record)
 
     async def _former_champions(self, domain: DomainId) -> list[AdapterName]:
-        moves = await asyncio.to_thread(self._artifacts.alias_moves, domain)
+        moves = await asyncio.to_thread(self._records.alias_moves, domain)
         return [move.before for move in moves if move.alias == CHAMPION and move.before is not None]
 
     async def _announce(self, domain: DomainId) -> None:
@@ -343,7 +345,7 @@ def _raise_unless_moved(
         raise NotFound(f"{what} stays: there is no adapter {to!r}")
 
 
-def _highest_number(artifacts: ArtifactStore, domain: DomainId) -> int:
+def _highest_number(artifacts: ArtifactStore, records: RegistryRecords, domain: DomainId) -> int:
     """Of what the store holds and of what an alias ever pointed at: a version may have been deleted since."""
-    moved: list[Any] = [name for move in artifacts.alias_moves(domain) for name in (move.before, move.to) if name]
+    moved: list[Any] = [name for move in records.alias_moves(domain) for name in (move.before, move.to) if name]
     return max((split_adapter_name(name)[1] for name in [*artifacts.names(domain), *moved]), default=0)

@@ -20,8 +20,9 @@ from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.erasure import ErasureMarks
 from shared.errors import Conflict, InvalidInput, NotFound
+from shared.interaction_codec import encode, order_of
 from shared.redis_keys import DomainKeys, PartitionKeys
-from shared.stream import REMEMBER, encode, order_of, popularity_weight
+from shared.stream import REMEMBER, popularity_weight
 from shared.types import DomainId, Interaction, StreamPositions
 
 log = structlog.get_logger(__name__)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from redis.asyncio import Redis
@@ -14,10 +13,11 @@ from redis.asyncio import Redis
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.errors import NotReplicated
+from shared.interaction_codec import decode, encode, order_of, user_of, with_id
 from shared.popularity import log2_weight
 from shared.redis_client import text
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId
+from shared.types import STREAM_START, DomainId, Interaction, StreamPositions
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,6 @@ PAGE = 1000
 APPEND_CHUNK = 500
 TRIM_CHUNK = 10_000
 FIELD = "e"
-MAX_TIMESTAMP = 253_402_300_800.0  # the year 10000
 
 # What a script does with an event that it has put into the stream.  KEYS[2..4]: users, popularity, capped.
 # Popularity scores are log2 of the decayed mass, hence log2(2^a + 2^b) instead of ZINCRBY.
@@ -118,78 +117,11 @@ class _Call:
     args: list[str | int | float]
 
 
-def event_id_of(user_id: UserId, item_id: ItemId, event_type: str, timestamp: float) -> str:
-    """The id of an event that came without one: the same event sent twice has the same id."""
-    # JSON keeps the parts apart: ("a", "bc") and ("ab", "c") differ.
-    content = json.dumps([user_id, item_id, event_type, float(timestamp)])
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-
-
-def encode(interaction: Interaction) -> str:
-    """One line of JSON; absent values are left out, since every interaction is stored twice."""
-    record: dict[str, object] = {
-        "id": interaction.event_id,
-        "user": interaction.user_id,
-        "item": interaction.item_id,
-        "at": interaction.timestamp,
-        "type": interaction.event_type,
-    }
-    if interaction.value is not None:
-        record["value"] = interaction.value
-    if interaction.recommendation_id is not None:
-        record["recommendation"] = interaction.recommendation_id
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-
-
-def decode(payload: str, stream_id: str) -> Interaction:
-    """Unreadable where the payload is none of ours."""
-    try:
-        record = json.loads(payload)
-        timestamp = float(record["at"])
-        if not abs(timestamp) < MAX_TIMESTAMP:  # of NaN as well
-            raise Unreadable(f"its time {timestamp} is none")
-        return Interaction(
-            event_id=_text(record["id"]),
-            user_id=UserId(_text(record["user"])),
-            item_id=ItemId(_text(record["item"])),
-            timestamp=timestamp,
-            event_type=_text(record["type"]),
-            value=record.get("value"),
-            recommendation_id=record.get("recommendation"),
-            stream_id=stream_id,
-        )
-    except Unreadable:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise Unreadable(f"it is no interaction: {type(error).__name__}: {error}") from error
-
-
-def _user_of(payload: object) -> UserId | None:
-    """Whose event it is, where at least that can be read: erasure has to find it."""
-    try:
-        return UserId(_text(json.loads(str(payload))["user"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise Unreadable(f"{value!r:.100} is no text")
-    value.encode()  # UnicodeEncodeError, a ValueError, for half a character
-    return value
-
-
 def popularity_weight(event: Interaction, settings: Settings) -> float | str:
     """log2 of what the event adds to its item's popularity, '' where it does not count."""
     if event.event_type not in settings.positive_events:
         return ""
     return log2_weight(event.timestamp, settings.popularity_half_life_days)
-
-
-def order_of(stream_id: str) -> tuple[int, int]:
-    """Stream ids as numbers: "9-0" comes before "10-0"."""
-    milliseconds, _, sequence = stream_id.partition("-")
-    return int(milliseconds), int(sequence or 0)
 
 
 class InteractionLog:
@@ -211,7 +143,7 @@ class InteractionLog:
         """
         by_partition: defaultdict[int, list[Interaction]] = defaultdict(list)
         for event in interactions:
-            by_partition[partition_of(event.user_id, self._settings.partitions)].append(_with_id(event))
+            by_partition[partition_of(event.user_id, self._settings.partitions)].append(with_id(event))
         calls = [
             self._call(PartitionKeys(domain, partition), events[start : start + APPEND_CHUNK])
             for partition, events in by_partition.items()
@@ -313,7 +245,7 @@ class InteractionLog:
                     letter = DeadLetter(
                         reason=f"stream entry: {error}",
                         stream_id=after,
-                        user_id=_user_of(fields.get(FIELD)),
+                        user_id=user_of(fields.get(FIELD)),
                         raw=json.dumps(fields, ensure_ascii=False),
                     )
                     if await self._dead_letters.add(keys.domain, letter):
@@ -356,9 +288,3 @@ class InteractionLog:
 
     def _all_keys(self, domain: DomainId) -> Iterable[PartitionKeys]:
         return (PartitionKeys(domain, partition) for partition in range(self._settings.partitions))
-
-
-def _with_id(event: Interaction) -> Interaction:
-    if event.event_id:
-        return event
-    return replace(event, event_id=event_id_of(event.user_id, event.item_id, event.event_type, event.timestamp))

@@ -14,8 +14,8 @@ from functools import cached_property
 from evolver.bench.bad_input import require_dates, require_enough
 from evolver.inputs import EvolutionInputs
 from shared.config import Settings
+from shared.interaction_codec import event_id_of
 from shared.panel import in_panel
-from shared.stream import event_id_of
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
 PAST_SHARE = 0.70

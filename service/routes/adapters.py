@@ -8,7 +8,7 @@ from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
-from service.schemas import (
+from service.schemas.adapters import (
     AdaptersAnswer,
     AliasAnswer,
     DomainAdapters,

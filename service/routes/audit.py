@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 from service.auth import Scope
 from service.deps import ServicesDep, requires
 from service.problems import responses
-from service.schemas import AuditAnswer
+from service.schemas.audit import AuditAnswer
 
 router = APIRouter(prefix="/admin", tags=["audit"], dependencies=[Depends(requires(Scope.admin))])
 

@@ -11,7 +11,7 @@ from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
-from service.schemas import DeadLettersAnswer, EvolutionsAnswer, EvolveAnswer, EvolveRequest
+from service.schemas.evolutions import DeadLettersAnswer, EvolutionsAnswer, EvolveAnswer, EvolveRequest
 from shared.errors import Conflict, Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.deps import ServicesDep
-from service.schemas import LiveAnswer, ReadyAnswer
+from service.schemas.health import LiveAnswer, ReadyAnswer
 
 router = APIRouter(prefix="/health", tags=["health"])
 

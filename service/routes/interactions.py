@@ -11,8 +11,9 @@ from service.auth import Scope
 from service.batches import parse_each
 from service.deps import Services, ServicesDep, requires
 from service.problems import responses
-from service.schemas import InteractionEvent, InteractionsAnswer, InteractionsRequest, Rejected
-from shared.stream import event_id_of
+from service.schemas.common import Rejected
+from service.schemas.interactions import InteractionEvent, InteractionsAnswer, InteractionsRequest
+from shared.interaction_codec import event_id_of
 from shared.types import DomainId, Interaction, ItemId, UserId
 
 router = APIRouter(tags=["interactions"], dependencies=[Depends(requires(Scope.ingest))])

@@ -11,7 +11,8 @@ from service.auth import Forbidden, Scope
 from service.batches import parse_each
 from service.deps import DomainQuery, PrincipalDep, ServicesDep, requires
 from service.problems import responses
-from service.schemas import CatalogItem, Identifier, ItemAnswer, ItemsAnswer, ItemsRequest, Rejected
+from service.schemas.common import Identifier, Rejected
+from service.schemas.items import CatalogItem, ItemAnswer, ItemsAnswer, ItemsRequest
 from shared.catalog import clean_text
 from shared.errors import NotFound
 from shared.types import DomainId, Item, ItemId

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from service.auth import Scope
 from service.deps import ServicesDep, requires
 from service.problems import responses
-from service.schemas import Recommendation, RecommendRequest
+from service.schemas.recommend import Recommendation, RecommendRequest
 
 router = APIRouter(tags=["recommend"], dependencies=[Depends(requires(Scope.recommend))])
 

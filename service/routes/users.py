@@ -11,12 +11,13 @@ from service.audit import decided
 from service.auth import Scope
 from service.deps import DomainQuery, ServicesDep, requires
 from service.problems import responses
-from service.schemas import ErasureAnswer, HistoryAnswer, HistoryEntry, Identifier
+from service.schemas.common import Identifier
+from service.schemas.users import ErasureAnswer, HistoryAnswer, HistoryEntry
 from shared.errors import NotFound
+from shared.interaction_codec import order_of
 from shared.manifest import Manifest
 from shared.panel import in_panel
 from shared.redis_keys import partition_of
-from shared.stream import order_of
 from shared.types import AdapterName, DomainId, UserId
 
 router = APIRouter(tags=["users"])

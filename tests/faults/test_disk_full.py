@@ -16,6 +16,7 @@ from shared.config import Settings
 from shared.errors import Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
+from shared.registry_records import RegistryRecords
 from shared.types import STREAM_START, UserId
 from tests.factories import BEAUTY, manifest
 from tests.faults.conftest import Tell
@@ -114,7 +115,7 @@ async def test_an_alias_move_that_finds_the_disk_full_is_recorded_later(line: Li
     """The artifact takes the last page, so the record of the alias's move finds none."""
     redis, outbox = line.backend.redis, DomainKeys(SHOP).move_outbox
     known = await line.backend.registry.versions(SHOP)
-    moves = line.backend.artifacts.alias_moves(SHOP)
+    moves = RegistryRecords(line.backend.artifacts).alias_moves(SHOP)
     pages = sum(-(-path.stat().st_size // PAGE) for path in (line.folder / known[-1].name).iterdir())
     tried = 0
     for spare in range(-3, 5):
@@ -125,7 +126,7 @@ async def test_an_alias_move_that_finds_the_disk_full_is_recorded_later(line: Li
             break
         await unchanged(line, done, f"the disk of {disk} is full")
     assert await redis.llen(outbox) == 1
-    assert line.backend.artifacts.alias_moves(SHOP) == moves
+    assert RegistryRecords(line.backend.artifacts).alias_moves(SHOP) == moves
     assert await line.backend.registry.champion(SHOP) == done.adapter
     assert len(list((line.folder / "aliases").iterdir())) == len(moves)  # no half-written record
 
@@ -135,7 +136,10 @@ async def test_an_alias_move_that_finds_the_disk_full_is_recorded_later(line: Li
         return not await redis.llen(outbox)
 
     await until(recorded, "the record of the move", TIMEOUT_S)
-    assert [move.to for move in line.backend.artifacts.alias_moves(SHOP)] == [known[-1].name, done.adapter]
+    assert [move.to for move in RegistryRecords(line.backend.artifacts).alias_moves(SHOP)] == [
+        known[-1].name,
+        done.adapter,
+    ]
     outcome(
         3,
         "an alias that moves while the disk is full has moved; the tick writes its record once there is space",

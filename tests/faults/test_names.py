@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
-from shared.artifacts import ARCHIVE, AliasMove, ArtifactStore
+from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.errors import EvorecError
 from shared.manifest import split_adapter_name
 from shared.redis_keys import validate_domain
+from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import AdapterName, DomainId
 from tests import factories
 from tests.conftest import make_settings
@@ -64,6 +65,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 def entrances(store: ArtifactStore, domain: str, version: str) -> dict[str, Callable[[], object]]:
     """Every function that makes a path or a key of a name from outside."""
     hostile, name = DomainId(domain), AdapterName(version)
+    records = RegistryRecords(store)
     return {
         "validate_domain": lambda: validate_domain(domain),
         "split_adapter_name": lambda: split_adapter_name(version),
@@ -76,13 +78,13 @@ def entrances(store: ArtifactStore, domain: str, version: str) -> dict[str, Call
         "delete, domain": lambda: store.delete(hostile, AdapterName(VERSION)),
         "delete, name": lambda: store.delete(SHOP, name),
         "names": lambda: store.names(hostile),
-        "alias_moves": lambda: store.alias_moves(hostile),
-        "record_alias_move": lambda: store.record_alias_move(hostile, MOVE),
-        "route": lambda: store.route(hostile),
-        "record_route": lambda: store.record_route(hostile, "{}"),
+        "alias_moves": lambda: records.alias_moves(hostile),
+        "record_alias_move": lambda: records.record_alias_move(hostile, MOVE),
+        "route": lambda: records.route(hostile),
+        "record_route": lambda: records.record_route(hostile, "{}"),
         "sweep": lambda: store.sweep(hostile, 0.0),
-        "last_move": lambda: store.last_move(hostile),
-        "alias_move": lambda: store.alias_move(hostile, "000000001.json"),
+        "last_move": lambda: records.last_move(hostile),
+        "alias_move": lambda: records.alias_move(hostile, "000000001.json"),
         **{f"{what}, domain": partial(call, hostile, ARCHIVE) for what, call in files_of(store).items()},
         **{f"{what}, name": partial(call, SHOP, name) for what, call in files_of(store).items()},
     }
@@ -105,12 +107,13 @@ def write(store: ArtifactStore, domain: DomainId, *path: str) -> None:
 
 def test_the_stores_own_names_are_taken(store: ArtifactStore) -> None:
     """What lies beside the versions has names that are no version's."""
-    assert (store.route(SHOP), store.last_move(SHOP), store.sweep(SHOP)) == (None, 0, 0)
-    store.record_route(SHOP, "{}")
-    assert store.route(SHOP) == "{}\n"
-    store.record_alias_move(SHOP, MOVE)
-    assert store.alias_moves(SHOP) == [MOVE] == [store.alias_move(SHOP, "000000001.json")]
-    assert store.last_move(SHOP) == 1
+    records = RegistryRecords(store)
+    assert (records.route(SHOP), records.last_move(SHOP), store.sweep(SHOP)) == (None, 0, 0)
+    records.record_route(SHOP, "{}")
+    assert records.route(SHOP) == "{}\n"
+    records.record_alias_move(SHOP, MOVE)
+    assert records.alias_moves(SHOP) == [MOVE] == [records.alias_move(SHOP, "000000001.json")]
+    assert records.last_move(SHOP) == 1
     for folder in ("aliases", "archive"):
         write(store, SHOP, folder, "0", "x")
         assert store.files(SHOP, folder, "0") == ["x"]

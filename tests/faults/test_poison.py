@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 from redis.asyncio import Redis
 
+from shared.interaction_codec import encode
 from shared.redis_keys import DomainKeys, PartitionKeys
-from shared.stream import encode
 from shared.types import Interaction, UserId
 from tests.faults.conftest import Tell
 from tests.faults.evolution_line import ITEMS, SHOP, Line, open_line

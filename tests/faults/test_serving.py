@@ -16,10 +16,10 @@ import pytest
 from redis.asyncio import Redis
 from safetensors.numpy import load_file, save_file
 
-from shared.artifacts import sha256
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
+from shared.local_files import sha256
 from shared.manifest import Manifest
 from shared.redis_client import connect
 from shared.registry import CHAMPION

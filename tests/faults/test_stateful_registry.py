@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 from redis.exceptions import RedisError
 
-from shared.artifacts import AliasMove, ArtifactStore
+from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, EvorecError, LeaseLost, NotFound
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
+from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import AdapterName
 from tests.factories import BEAUTY, commit, manifest
 from tests.faults.conftest import Tell
@@ -208,7 +209,7 @@ class RegistryMachine(RedisMachine):
         waiting = [
             AliasMove.model_validate_json(each) for each in self.run(self.client.lrange(KEYS.move_outbox, 0, -1))
         ]
-        moves = {move.sequence: move for move in [*self.artifacts.alias_moves(BEAUTY), *waiting]}
+        moves = {move.sequence: move for move in [*RegistryRecords(self.artifacts).alias_moves(BEAUTY), *waiting]}
         assert sorted(moves) == list(range(1, len(moves) + 1))
         replayed: dict[str, AdapterName | None] = {}
         for _, move in sorted(moves.items()):

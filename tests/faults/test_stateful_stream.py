@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 
 from shared.config import Settings
 from shared.history import HistoryStore
+from shared.interaction_codec import event_id_of
 from shared.popularity import log2_weight
-from shared.stream import Appended, InteractionLog, event_id_of
+from shared.stream import Appended, InteractionLog
 from shared.types import Interaction, UserId
 from tests.factories import BEAUTY, interaction
 from tests.faults.conftest import Tell

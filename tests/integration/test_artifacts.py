@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shared.artifacts import AliasMove, ArtifactStore
+from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, adapter_name
+from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import DomainId
 from tests.factories import BEAUTY, commit, manifest, write_files
 
@@ -203,8 +204,9 @@ def test_alias_moves_are_kept_in_order(store: ArtifactStore) -> None:
         AliasMove(sequence=n, alias="champion", before=None, to=adapter_name(BEAUTY, n), at=float(n), reason="publish")
         for n in (1, 2, 10)
     ]
-    assert store.alias_moves(BEAUTY) == []
+    records = RegistryRecords(store)
+    assert records.alias_moves(BEAUTY) == []
     for move in (moves[2], moves[0], moves[1], moves[0]):
-        store.record_alias_move(BEAUTY, move)
-    assert store.alias_moves(BEAUTY) == moves
+        records.record_alias_move(BEAUTY, move)
+    assert records.alias_moves(BEAUTY) == moves
     assert store.names(BEAUTY) == []

@@ -18,11 +18,13 @@ from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import Conflict, NotFound
 from shared.evolutions import EvolutionStore
+from shared.interaction_codec import order_of
 from shared.manifest import adapter_name
 from shared.rebuild import Rebuilder, look
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
-from shared.stream import InteractionLog, order_of
+from shared.registry_records import RegistryRecords
+from shared.stream import InteractionLog
 from shared.types import Item, ItemId
 from tests.factories import BEAUTY, commit, interaction, manifest
 
@@ -81,7 +83,7 @@ async def test_a_domain_comes_back_as_it_was(redis: Redis, settings_a: Settings)
     assert await world.registry.reserve_name(BEAUTY) == next_name
     assert (await EvolutionStore(redis).create(BEAUTY)).id == "beauty-e000004"
     await world.registry.rollback(BEAUTY)
-    sequences = [move.sequence for move in world.artifacts.alias_moves(BEAUTY)]
+    sequences = [move.sequence for move in RegistryRecords(world.artifacts).alias_moves(BEAUTY)]
     assert sequences == list(range(1, len(sequences) + 1))
 
 
@@ -107,12 +109,12 @@ async def test_what_redis_knows_stays_untouched(redis: Redis, redis_settings: Se
 async def test_two_rebuilds_at_once_are_one(redis: Redis, redis_settings: Settings) -> None:
     world = World(redis, redis_settings)
     await world.fill()
-    before, moves = await world.seen(), len(world.artifacts.alias_moves(BEAUTY))
+    before, moves = await world.seen(), len(RegistryRecords(world.artifacts).alias_moves(BEAUTY))
     await redis.flushdb()
     ended = await asyncio.gather(*(world.rebuilder.rebuild(BEAUTY) for _ in range(4)), return_exceptions=True)
     assert sorted(isinstance(result, Conflict) for result in ended) == [False, True, True, True]
     assert await world.seen() == before
-    assert len(world.artifacts.alias_moves(BEAUTY)) == moves + 2
+    assert len(RegistryRecords(world.artifacts).alias_moves(BEAUTY)) == moves + 2
 
 
 async def test_damaged_versions_are_left_out_and_named(redis: Redis, redis_settings: Settings) -> None:

@@ -14,6 +14,7 @@ from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry, Route
+from shared.registry_records import RegistryRecords
 from shared.types import AdapterName, DomainId
 from tests.factories import BEAUTY, commit, manifest
 
@@ -73,7 +74,7 @@ async def test_publish_moves_the_champion_and_the_watermark(registry: Registry, 
 async def test_publish_twice_is_publish_once(registry: Registry, artifacts: ArtifactStore) -> None:
     first = await publish(registry, artifacts, 1)
     await registry.publish(first, expected=None, fencing_token=0)
-    assert len(artifacts.alias_moves(BEAUTY)) == 1
+    assert len(RegistryRecords(artifacts).alias_moves(BEAUTY)) == 1
 
 
 async def test_an_old_token_cannot_publish(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
@@ -130,7 +131,7 @@ async def test_promoting(registry: Registry, artifacts: ArtifactStore) -> None:
 async def test_rollback_follows_the_parents(registry: Registry, artifacts: ArtifactStore) -> None:
     await three_versions(registry, artifacts)
     assert [await registry.rollback(BEAUTY), await registry.rollback(BEAUTY)] == [V2, V1]
-    moves = [(move.before, move.to, move.reason) for move in artifacts.alias_moves(BEAUTY)]
+    moves = [(move.before, move.to, move.reason) for move in RegistryRecords(artifacts).alias_moves(BEAUTY)]
     assert moves == [
         (None, V1, "publish"),
         (V1, V2, "publish"),
@@ -212,12 +213,12 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
 
     await publish(registry, artifacts, 1)
     with monkeypatch.context() as patched, suppress(Crash):
-        patched.setattr(artifacts, "record_alias_move", fail)
+        patched.setattr(RegistryRecords, "record_alias_move", fail)
         await publish(registry, artifacts, 2, parent=V1)
     assert await registry.champion(BEAUTY) == V2
-    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1]
+    assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1]
     await registry.rollback(BEAUTY)
-    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1, V2, V1]
+    assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1, V2, V1]
 
 
 async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
@@ -270,4 +271,4 @@ async def test_a_move_that_cannot_be_recorded_has_happened(
     assert await registry.champion(BEAUTY) == V2
     monkeypatch.undo()
     await registry.record_moves(BEAUTY)
-    assert [move.to for move in artifacts.alias_moves(BEAUTY)] == [V1, V2, V3, V2]
+    assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1, V2, V3, V2]

@@ -13,9 +13,10 @@ from redis.exceptions import ResponseError
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
 from shared.history import HistoryStore
+from shared.interaction_codec import order_of
 from shared.popularity import PopularityStore
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.stream import APPEND_CHUNK, Appended, InteractionLog, order_of
+from shared.stream import APPEND_CHUNK, Appended, InteractionLog
 from shared.types import Interaction, StreamPositions, UserId
 from tests.factories import BEAUTY, T0, interaction
 

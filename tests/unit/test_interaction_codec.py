@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.stream import decode, encode, event_id_of, order_of
+from shared.interaction_codec import decode, encode, event_id_of, order_of
 from shared.types import Interaction, ItemId, UserId
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.batches import parse_each
-from service.schemas import CatalogItem, InteractionEvent, RecommendRequest
+from service.schemas.interactions import InteractionEvent
+from service.schemas.items import CatalogItem
+from service.schemas.recommend import RecommendRequest
 
 EVENT: dict[str, Any] = {"user_id": "u", "item_id": "i", "timestamp": 1.7e9}
 json_values = st.recursive(

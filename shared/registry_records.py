@@ -1,0 +1,70 @@
+"""What the registry writes beside the versions, for a rebuild where Redis is lost: alias moves, and routes."""
+
+from __future__ import annotations
+
+import structlog
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shared.artifacts import ALIASES, ROUTE, ArtifactStore
+from shared.errors import InvalidArtifact
+from shared.types import AdapterName, DomainId
+
+log = structlog.get_logger(__name__)
+
+
+class AliasMove(BaseModel):
+    """One move of an alias. `at`: unix seconds; `before`/`to` are None where the alias was or became unset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sequence: int
+    alias: str
+    before: AdapterName | None
+    to: AdapterName | None
+    at: float
+    reason: str
+
+
+class RegistryRecords:
+    """Synchronous, as the artifact store is."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    def record_alias_move(self, domain: DomainId, move: AliasMove) -> None:
+        """Writing the same move again changes nothing."""
+        with self._store.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:
+            staged.write_text(move.model_dump_json() + "\n")
+
+    def alias_moves(self, domain: DomainId) -> list[AliasMove]:
+        """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
+        moves = []
+        for file in self._store.files(domain, ALIASES):
+            try:
+                moves.append(self.alias_move(domain, file))
+            except InvalidArtifact as error:
+                log.warning("alias_move_unreadable", domain=domain, error=str(error))
+        return moves
+
+    def last_move(self, domain: DomainId) -> int:
+        """The newest move's number, by the names of the files; 0 where there is none."""
+        numbers = [int(file.removesuffix(".json")) for file in self._store.files(domain, ALIASES)]
+        return max(numbers, default=0)
+
+    def alias_move(self, domain: DomainId, file: str) -> AliasMove:
+        try:
+            return AliasMove.model_validate_json(self._store.read(domain, ALIASES, file))
+        except ValidationError as error:
+            raise InvalidArtifact(f"alias move {file} of {domain} cannot be read: {error}") from error
+
+    def record_route(self, domain: DomainId, record: str) -> None:
+        """Replaces the copy of the domain's route."""
+        with self._store.write(domain, ROUTE) as staged:
+            staged.write_text(record + "\n")
+
+    def route(self, domain: DomainId) -> str | None:
+        """The copy of the domain's route, None where there is none."""
+        try:
+            return self._store.read(domain, ROUTE).decode(errors="replace")
+        except FileNotFoundError:
+            return None
