@@ -11,10 +11,9 @@ from typing import Final, Self
 from evolver.backend import Backend
 from evolver.inputs import EvolutionInputs
 from shared.config import Settings
-from shared.interaction_codec import order_of
 from shared.panel import in_panel
 from shared.redis_keys import partition_of
-from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId
+from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
 
 _PAGE: Final = 500
 

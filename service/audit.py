@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.callers import client_host
 from service.problems import path_of
-from shared.interaction_codec import order_of
 from shared.redis_keys import AUDIT, AUDIT_DENIED
+from shared.types import order_of
 
 log = structlog.get_logger(__name__)
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import structlog
 
 from shared.archive_files import ArchiveFiles, Span, covered_to, gaps
-from shared.interaction_codec import order_of
 from shared.manifest import Manifest
 from shared.stream import InteractionLog
-from shared.types import STREAM_START, DomainId, Interaction, StreamPositions
+from shared.types import STREAM_START, DomainId, Interaction, StreamPositions, order_of
 
 log = structlog.get_logger(__name__)
 

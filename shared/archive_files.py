@@ -15,9 +15,8 @@ from typing import Any
 
 from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.errors import InvalidArtifact
-from shared.interaction_codec import order_of
 from shared.stream import APPEND_CHUNK
-from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId
+from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId, order_of
 
 ITEMS = "items.jsonl"
 ROW_GROUP = 10_000

@@ -124,7 +124,7 @@ class ArtifactStore:
 
     def manifest(self, domain: DomainId, name: AdapterName) -> Manifest:
         try:
-            content: bytes = self._fs.cat_file(self._at(domain, name, MANIFEST))
+            content = self.read(domain, name, MANIFEST)
         except FileNotFoundError as error:
             raise NotFound(f"there is no adapter {name!r} in the artifact store") from error
         manifest = Manifest.from_json(content)
@@ -192,8 +192,8 @@ class ArtifactStore:
 
     def read(self, domain: DomainId, *path: str) -> bytes:
         """All of a file; FileNotFoundError where there is none."""
-        with self.open(domain, *path) as file:
-            return file.read()
+        content: bytes = self._fs.cat_file(self._at(domain, *path))
+        return content
 
     def delete_file(self, domain: DomainId, *path: str) -> None:
         """One that is not there is no error."""

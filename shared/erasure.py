@@ -24,10 +24,9 @@ from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.config import Settings
 from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
-from shared.interaction_codec import order_of
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import InteractionLog
-from shared.types import STREAM_START, DomainId, UserId
+from shared.types import STREAM_START, DomainId, UserId, order_of
 
 log = structlog.get_logger(__name__)
 

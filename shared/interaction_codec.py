@@ -1,4 +1,4 @@
-"""Interactions as the text that streams and histories hold, their ids, and the order of streams' ids."""
+"""Interactions as the text that streams and histories hold, and their ids."""
 
 from __future__ import annotations
 
@@ -78,9 +78,3 @@ def _text(value: object) -> str:
         raise Unreadable(f"{value!r:.100} is no text")
     value.encode()  # UnicodeEncodeError, a ValueError, for half a character
     return value
-
-
-def order_of(stream_id: str) -> tuple[int, int]:
-    """Stream ids as numbers: "9-0" comes before "10-0"."""
-    milliseconds, _, sequence = stream_id.partition("-")
-    return int(milliseconds), int(sequence or 0)

@@ -22,14 +22,13 @@ from shared.artifacts import ALIASES, ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
-from shared.interaction_codec import order_of
 from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry import CHAMPION, Registry, Route
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.restore import Restorer
 from shared.stream import InteractionLog
-from shared.types import STREAM_START, AdapterName, DomainId, Item, StreamPositions
+from shared.types import STREAM_START, AdapterName, DomainId, Item, StreamPositions, order_of
 
 ITEMS_AT_ONCE = 1000
 
@@ -63,7 +62,7 @@ def look(artifacts: ArtifactStore, domain: DomainId) -> Found:
     skipped += [(name, "it has no manifest") for name in artifacts.files(domain) if _is_half(domain, name, names)]
     versions = tuple(version for name in names if (version := _version(artifacts, domain, name, skipped)))
     records = RegistryRecords(artifacts)
-    moves = _moves(artifacts, records, domain, skipped)
+    moves = _moves(records, domain, skipped)
     files = ArchiveFiles(artifacts)
     spans = {partition: files.spans(domain, partition) for partition in files.partitions(domain)}
     items = _items(files, domain, skipped)
@@ -179,11 +178,9 @@ def _is_half(domain: DomainId, name: str, whole: Sequence[AdapterName]) -> bool:
         return False
 
 
-def _moves(
-    artifacts: ArtifactStore, records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, str]]
-) -> list[AliasMove]:
+def _moves(records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, str]]) -> list[AliasMove]:
     moves = []
-    for file in artifacts.files(domain, ALIASES):
+    for file in records.move_files(domain):
         try:
             moves.append(records.alias_move(domain, file))
         except (InvalidArtifact, OSError) as error:

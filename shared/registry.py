@@ -137,7 +137,7 @@ class Registry:
         """Whether Redis lacks versions that the artifact store knows to have been published (`shared.rebuild`)."""
         if await self._redis.exists(DomainKeys(domain).versions):
             return False
-        return await asyncio.to_thread(self._records.last_move, domain) > 0
+        return bool(await asyncio.to_thread(self._records.move_files, domain))
 
     async def prune(
         self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()

@@ -39,16 +39,20 @@ class RegistryRecords:
     def alias_moves(self, domain: DomainId) -> list[AliasMove]:
         """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
         moves = []
-        for file in self._store.files(domain, ALIASES):
+        for file in self.move_files(domain):
             try:
                 moves.append(self.alias_move(domain, file))
             except InvalidArtifact as error:
                 log.warning("alias_move_unreadable", domain=domain, error=str(error))
         return moves
 
+    def move_files(self, domain: DomainId) -> list[str]:
+        """The names of the files of alias moves, oldest first, whatever is in them."""
+        return self._store.files(domain, ALIASES)
+
     def last_move(self, domain: DomainId) -> int:
         """The newest move's number, by the names of the files; 0 where there is none."""
-        numbers = [int(file.removesuffix(".json")) for file in self._store.files(domain, ALIASES)]
+        numbers = [int(file.removesuffix(".json")) for file in self.move_files(domain)]
         return max(numbers, default=0)
 
     def alias_move(self, domain: DomainId, file: str) -> AliasMove:

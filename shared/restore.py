@@ -20,10 +20,10 @@ from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.erasure import ErasureMarks
 from shared.errors import Conflict, InvalidInput, NotFound
-from shared.interaction_codec import encode, order_of
+from shared.interaction_codec import encode
 from shared.redis_keys import DomainKeys, PartitionKeys
 from shared.stream import REMEMBER, popularity_weight
-from shared.types import DomainId, Interaction, StreamPositions
+from shared.types import DomainId, Interaction, StreamPositions, order_of
 
 log = structlog.get_logger(__name__)
 

@@ -13,11 +13,11 @@ from redis.asyncio import Redis
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.errors import NotReplicated
-from shared.interaction_codec import decode, encode, order_of, user_of, with_id
+from shared.interaction_codec import decode, encode, user_of, with_id
 from shared.popularity import log2_weight
 from shared.redis_client import text
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.types import STREAM_START, DomainId, Interaction, StreamPositions
+from shared.types import STREAM_START, DomainId, Interaction, StreamPositions, order_of
 
 log = structlog.get_logger(__name__)
 

@@ -17,6 +17,12 @@ StreamPositions = Mapping[int, str]
 STREAM_START = "0-0"
 
 
+def order_of(stream_id: str) -> tuple[int, int]:
+    """Stream ids as numbers: "9-0" comes before "10-0"."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence or 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """An entry of a domain's catalog."""

@@ -1,4 +1,5 @@
-"""The work of a benchmark's seeds in several processes: first what a seed's strategies share, then each by itself.
+"""The work of a benchmark's seeds in several processes: first what a seed's strategies share, and beside it what waits
+for nothing, then each strategy by itself.
 
 They meet in the seeds' folders, where locks keep two from making the same step. Whoever goes on there afterwards finds
 everything done.
@@ -54,8 +55,8 @@ def run_at_once(plan: Plan, seeds: Sequence[int], base: str, on_poll: Callable[[
         try:
             for seed in seeds:
                 submit(Job(seed))
-                if plan.has_leave_one_out(seed):
-                    submit(Job(seed, leave_one_out=True))  # beside what is shared, where one process has to do
+            for seed in filter(plan.has_leave_one_out, seeds):
+                submit(Job(seed, leave_one_out=True))  # it waits for nothing, strategies wait for what they share
             while pending:
                 done, _ = wait(pending, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -103,7 +104,10 @@ def _work(plan: Plan, base: str, job: Job) -> None:
     try:
         timeline, _ = plan.source.timeline(job.seed)
         run = replace(plan, strategies=job.strategies).seed_run(job.seed, timeline, base)
-        replace(run, leave_one_out=job.leave_one_out).run(_Silent())
+        if job.leave_one_out:
+            run.try_leave_one_out(_Silent())
+        else:
+            replace(run, leave_one_out=False).run(_Silent())
     except EvorecError:
         raise
     except Exception:  # not every library's error can be made again in the parent, and one that cannot breaks the pool

@@ -15,11 +15,10 @@ from deploy.cli.tables import rebuilt_table
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.errors import NotFound
-from shared.interaction_codec import order_of
 from shared.rebuild import Found, Rebuilder
 from shared.redis_client import connect
 from shared.redis_keys import validate_domain
-from shared.types import DomainId
+from shared.types import DomainId, order_of
 
 registry = typer.Typer(name="registry", help="The registry of adapter versions.", no_args_is_help=True)
 

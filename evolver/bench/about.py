@@ -45,7 +45,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
 
 def _unusual(arguments: Mapping[str, Any]) -> list[str]:
     """A line on settings that are not the defaults of the code that makes the report: set so, or older than it."""
-    defaults = Settings(_env_file=None).model_dump(mode="json", include={*SETTINGS_THAT_COUNT} - SAID_ELSEWHERE)
+    defaults = Settings.model_construct().model_dump(mode="json", include={*SETTINGS_THAT_COUNT} - SAID_ELSEWHERE)
     found = [
         f"{f'{name} {_value(arguments[name])}' if name in arguments else f'no {name}'} ({_value(default)})"
         for name, default in defaults.items()

@@ -108,13 +108,13 @@ def goals_table(found: Sequence[Goal]) -> list[str]:
 
 
 def goals_met(found: Sequence[Goal]) -> str:
-    """How many of all verdicts, rounds counted one by one.
+    """How many of all verdicts, rounds counted one by one; what cannot be decided is not met.
 
     >>> goals_met([Goal("a", [Verdict("1", met=True), None]), Goal("b", [Verdict("2", met=False), None])])
     '1 of 2'
     """
-    decided = [said.met for goal in found for said in goal.rounds if said is not None]
-    return f"{decided.count(True)} of {len(decided)}" if decided else NOTHING
+    verdicts = [said.met for goal in found for said in goal.rounds if said is not None]
+    return f"{verdicts.count(True)} of {len(verdicts)}" if verdicts else NOTHING
 
 
 def _mean(seeds: Sequence[Results], read: Callable[[Results], float | None]) -> float:

@@ -8,10 +8,12 @@ Several files may be of several datasets and seeds: figures are then means over 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -43,8 +45,8 @@ READING = [
 
 GLANCE = [
     "Users asked: at most so many per group and target; training prompts: per strategy and round. Goals met: each",
-    "round of each goal counts as one. EvoRec and another: its NDCG@3 minus the other's, the mean over rounds, seeds,",
-    "both kinds of targets, both groups and both drawn candidate sets.",
+    "round of each goal counts as one, and what cannot be decided is not met. EvoRec and another: its NDCG@3 minus",
+    "the other's, the mean over rounds, seeds, both kinds of targets, both groups and both drawn candidate sets.",
 ]
 
 
@@ -81,8 +83,10 @@ def _unlike(one: Results, other: Results) -> list[str]:
 
 def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -> Path:
     """Write the report to `out`, and plots and all other figures into the folder beside it that has its name; returns
-    `out`. `forget`: what `evolver.bench.known_truth` wrote.
+    `out`. `forget`: what `evolver.bench.known_truth` wrote. Raises `NotFound` and `InvalidInput`.
     """
+    if not out.suffix:
+        raise InvalidInput(f"{out} would be the report and the folder of its plots: name it {out}.md")
     sections = [_section(name, seeds) for name, seeds in read_results(paths).items()]
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,9 +96,9 @@ def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -
         others = folder / f"{one.name}.md"
         others.write_text(_page([f"# All figures of {one.name}", "", GENERATED, "", *all_figures(one.seeds)]))
         lines += [f"## {one.name}", "", *about(one.seeds)]
-        lines += [f"![{caption}]({folder.name}/{plot.name})\n" for plot, caption in plots.items()]
+        lines += [f"![{caption}]({quote(f'{folder.name}/{plot.name}')})\n" for plot, caption in plots.items()]
         lines += goals_table(one.goals) + summary(one.seeds, one.against) + main_tables(one.seeds)
-        lines += [f"[All figures of all rounds, and all differences]({folder.name}/{others.name}).", ""]
+        lines += [f"[All figures of all rounds, and all differences]({quote(f'{folder.name}/{others.name}')}).", ""]
     lines += [] if forget is None else known_truth.section(json.loads(forget.read_text()))
     out.write_text(_page(lines))
     return out
@@ -129,7 +133,7 @@ def at_a_glance(sections: Sequence[Section]) -> list[str]:
         sizes = (len(one.seeds), n_rounds(one.seeds), limits["max_evaluated"], limits["max_train_examples"])
         rows.append(
             [
-                f"[{one.name}](#{one.name.lower().replace(' ', '-')})",
+                f"[{one.name}](#{_anchor(one.name)})",
                 *(f"{size:,}" for size in sizes),
                 goals_met(one.goals),
                 *(interval(one.against[other][ALL]) if other in one.against else NOTHING for other in others),
@@ -138,9 +142,20 @@ def at_a_glance(sections: Sequence[Section]) -> list[str]:
     return ["## At a glance", "", *GLANCE, "", *markdown(header, rows)]
 
 
+def _anchor(heading: str) -> str:
+    """What GitHub makes of a heading.
+
+    >>> _anchor("My shop 2.0")
+    'my-shop-20'
+    """
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 def main(
     results: Annotated[list[Path], typer.Argument(help="results.json of any datasets and seeds")],
-    out: Annotated[Path, typer.Option(help="The Markdown file; plots lie beside it")] = Path("docs/results.md"),
+    out: Annotated[Path, typer.Option(help="The Markdown file; the rest goes into the folder of its name")] = Path(
+        "docs/results.md"
+    ),
     forget: Annotated[Path | None, typer.Option(help="What evolver.bench.known_truth wrote")] = None,
 ) -> None:
     """Make the report of some results."""

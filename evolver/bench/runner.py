@@ -100,7 +100,7 @@ class SeedRun:
         total, done = len(steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)), 0
         if self.leave_one_out:
             watcher.step("leave one out", done, total)
-            _once(self.folder / LEAVE_ONE_OUT_FOLDER, partial(self._leave_one_out, watcher))
+            self.try_leave_one_out(watcher)
             done += 1
         watcher.step("bootstrap", done, total)
         _once(self.folder / BOOTSTRAP_FOLDER, partial(self._bootstrap, watcher))
@@ -117,6 +117,11 @@ class SeedRun:
                 # The parent of this round's version has done its duty.
                 shutil.rmtree(folder / f"round-{number - 1}" / VERSION_FOLDER, ignore_errors=True)
         watcher.step("done", total, total)
+
+    def try_leave_one_out(self, watcher: Watcher) -> None:
+        """That step alone, which depends on no other. Raises `Conflict` as `run` does."""
+        self._keep_arguments()
+        _once(self.folder / LEAVE_ONE_OUT_FOLDER, partial(self._leave_one_out, watcher))
 
     @cached_property
     def builder(self) -> PromptBuilder:

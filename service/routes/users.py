@@ -14,11 +14,10 @@ from service.problems import responses
 from service.schemas.common import Identifier
 from service.schemas.users import ErasureAnswer, HistoryAnswer, HistoryEntry
 from shared.errors import NotFound
-from shared.interaction_codec import order_of
 from shared.manifest import Manifest
 from shared.panel import in_panel
 from shared.redis_keys import partition_of
-from shared.types import AdapterName, DomainId, UserId
+from shared.types import AdapterName, DomainId, UserId, order_of
 
 router = APIRouter(tags=["users"])
 

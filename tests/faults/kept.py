@@ -11,11 +11,10 @@ from redis.asyncio import Redis
 
 from shared.config import Settings
 from shared.history import HistoryStore
-from shared.interaction_codec import order_of
 from shared.popularity import log2_weight
 from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
-from shared.types import DomainId, Interaction, UserId
+from shared.types import DomainId, Interaction, UserId, order_of
 from tests.faults.numbered import NumberedStream
 from tests.service_support import SHOP
 

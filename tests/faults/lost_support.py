@@ -21,11 +21,10 @@ import psutil
 from evolver.backend import Backend, open_backend
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis, redis_folder, socket_url
-from shared.interaction_codec import order_of
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys, partition_of
 from shared.registry import CHAMPION
-from shared.types import STREAM_START, AdapterName, DomainId, Interaction, Item, ItemId, UserId
+from shared.types import STREAM_START, AdapterName, DomainId, Interaction, Item, ItemId, UserId, order_of
 from tests import factories
 from tests.conftest import make_settings
 

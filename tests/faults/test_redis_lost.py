@@ -20,10 +20,9 @@ from shared.archive_files import ArchiveFiles
 from shared.artifacts import ArtifactStore
 from shared.evolutions import EvolutionStatus
 from shared.history import HistoryStore
-from shared.interaction_codec import order_of
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.registry import CHAMPION
-from shared.types import Interaction, StreamPositions, UserId
+from shared.types import Interaction, StreamPositions, UserId, order_of
 from tests.faults.conftest import Tell
 from tests.faults.lost_support import N_USERS, SHOP, DoomedRedis, Shop
 from tests.integration.evolver_support import base_model_stub

@@ -87,8 +87,11 @@ def test_a_report_of_a_shared_accelerator_has_no_seconds(tmp_path: Path) -> None
     assert not (tmp_path / "report" / "shop-cost.png").exists()
 
 
-def test_settings_that_are_not_the_defaults_are_said_and_those_that_a_run_is_too_old_for(tmp_path: Path) -> None:
+def test_settings_that_are_not_the_defaults_are_said_and_those_that_a_run_is_too_old_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = Settings(_env_file=None).model_dump(mode="json", include={*SETTINGS_THAT_COUNT})
+    monkeypatch.setenv("EVOREC_LORA_RANK", "8")  # as it was when the command ran: that makes it no default
     arguments |= {"max_train_examples": 500, "max_evaluated": 1000}
     text = write_report([_written(tmp_path, 0, arguments=arguments)], tmp_path / "report.md").read_text()
     assert "Settings other than" not in text
@@ -117,6 +120,8 @@ def test_there_is_a_page_of_results_where_there_are_results_and_it_is_theirs(tmp
 
 
 def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"name it .*report\.md"):
+        write_report([], tmp_path / "report")
     with pytest.raises(NotFound, match=r"no file .*missing\.json"):
         read_results([tmp_path / "missing.json"])
     with pytest.raises(InvalidInput, match="format 2"):

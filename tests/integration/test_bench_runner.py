@@ -16,7 +16,7 @@ from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, difference
 from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, collect
-from evolver.bench.runner import ARGUMENTS, RESULT, SCORES, SeedRun
+from evolver.bench.runner import ARGUMENTS, BOOTSTRAP_FOLDER, RESULT, SCORES, SeedRun
 from evolver.bench.scores import RETRIEVER, load_scores
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import make_timeline
@@ -50,11 +50,13 @@ class _Lab:
     crash_in: Callable[[str, Task], bool] = lambda name, task: False
 
     def run(self, **changes: object) -> None:
+        replace(self.seed_run(), **changes).run(_Silent())  # type: ignore[arg-type]
+
+    def seed_run(self) -> SeedRun:
         timeline = make_timeline(make_items(), make_interactions(), self.settings, seed=0)
         strategies = [Strategy(name, f"{name}.", self._learner(n)) for n, name in enumerate((FROZEN, EVOREC))]
         settings = self.settings.model_copy(update={"base_model": str(self.base)})
-        run = SeedRun(timeline, strategies, self._bootstrap, settings, self.folder, ROUNDS, max_evaluated=12)
-        replace(run, **changes).run(_Silent())  # type: ignore[arg-type]
+        return SeedRun(timeline, strategies, self._bootstrap, settings, self.folder, ROUNDS, max_evaluated=12)
 
     def collected(self) -> dict:  # type: ignore[type-arg]
         return collect(self.folder, [FROZEN, EVOREC], ROUNDS)
@@ -234,6 +236,8 @@ def test_what_a_seed_took_by_the_clock_ends_with_the_last_of_the_steps_asked_for
 def test_the_retriever_in_the_usual_protocol_is_asked_about_everyone_once(lab: _Lab, tmp_path: Path) -> None:
     assert lab.collected()["leave_one_out"] is None
     tried = _Lab(lab.base, tmp_path / "seed-0")
+    tried.seed_run().try_leave_one_out(_Silent())
+    assert not (tried.folder / BOOTSTRAP_FOLDER).exists()  # it waits for nothing
     tried.run(leave_one_out=True, strategies=[], rounds=0)
     found = collect(tried.folder, [], 0)["leave_one_out"]
     # Users of this store buy from one shelf of twelve things: ten guesses are right far more often than ten of sixty.

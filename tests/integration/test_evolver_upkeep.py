@@ -11,10 +11,9 @@ from evolver import upkeep
 from evolver.backend import Backend
 from evolver.window import load_window
 from shared.evolutions import EvolutionStatus
-from shared.interaction_codec import order_of
 from shared.manifest import adapter_name
 from shared.redis_keys import DomainKeys
-from shared.types import DomainId, Interaction
+from shared.types import DomainId, Interaction, order_of
 from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, WorkerProcess, fill, run, until
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)

@@ -18,14 +18,13 @@ from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import Conflict, NotFound
 from shared.evolutions import EvolutionStore
-from shared.interaction_codec import order_of
 from shared.manifest import adapter_name
 from shared.rebuild import Rebuilder, look
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
 from shared.registry_records import RegistryRecords
 from shared.stream import InteractionLog
-from shared.types import Item, ItemId
+from shared.types import Item, ItemId, order_of
 from tests.factories import BEAUTY, commit, interaction, manifest
 
 V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))

@@ -14,13 +14,12 @@ from shared import archive
 from shared.archive_files import Span
 from shared.config import Settings
 from shared.errors import Conflict, InvalidInput, NotFound
-from shared.interaction_codec import order_of
 from shared.popularity import PopularityStore
 from shared.rebuild import Rebuilder
 from shared.redis_client import connect
 from shared.redis_keys import PartitionKeys
 from shared.restore import Restored, Restorer
-from shared.types import STREAM_START, Interaction, UserId
+from shared.types import STREAM_START, Interaction, UserId, order_of
 from tests.factories import BEAUTY, commit, interaction, manifest
 from tests.integration.test_archive import World
 

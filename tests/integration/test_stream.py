@@ -13,11 +13,10 @@ from redis.exceptions import ResponseError
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
 from shared.history import HistoryStore
-from shared.interaction_codec import order_of
 from shared.popularity import PopularityStore
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import APPEND_CHUNK, Appended, InteractionLog
-from shared.types import Interaction, StreamPositions, UserId
+from shared.types import Interaction, StreamPositions, UserId, order_of
 from tests.factories import BEAUTY, T0, interaction
 
 PROPERTY = hypothesis_settings(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.interaction_codec import decode, encode, event_id_of, order_of
-from shared.types import Interaction, ItemId, UserId
+from shared.interaction_codec import decode, encode, event_id_of
+from shared.types import Interaction, ItemId, UserId, order_of
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 INTERACTIONS = st.builds(
