@@ -85,7 +85,7 @@ class Run:
         if await self._backend.registry.lost(self._evolution.domain):
             raise EvorecError(
                 f"Redis has lost the versions of domain {self._evolution.domain!r}, the artifact store has them: "
-                "run `evorec registry rebuild`, then `evorec ingest --archive`"
+                f"run `evorec registry rebuild`, then `evorec ingest --archive --domain {self._evolution.domain}`"
             )
 
     async def _count_attempt(self) -> None:

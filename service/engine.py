@@ -59,9 +59,9 @@ def engine_environment(settings: Settings) -> dict[str, str]:
 def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs. `on_cpu`: whether vLLM runs on one here."""
     # A cache of prompts is kept by whole blocks: vLLM's 128 tokens for CPUs are a third of one of our prompts.
-    small_blocks = {"block_size": CPU_BLOCK} if on_cpu else {}
+    memory = {"block_size": CPU_BLOCK} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_share}
     return {
-        **small_blocks,
+        **memory,
         "model": settings.base_model,
         # Neither code nor pickles out of a model's repository.
         "trust_remote_code": False,

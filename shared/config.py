@@ -24,7 +24,9 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, description="Unset: the embedded Redis under state_dir")
     broker_url: str | None = Field(None, description="Celery's broker (no Cluster); unset: redis_url, database 1")
     artifacts_url: str | None = Field(None, description="fsspec URL of the artifact store; unset: state_dir/artifacts")
-    partitions: PositiveInt = Field(1, description="Partitions of a domain's stream, by hash of the user")
+    partitions: PositiveInt = Field(
+        1, description="Of a domain's stream, by hash of the user; never changed once there is data"
+    )
     redis_fsync: Literal["always", "everysec"] = Field(
         "always", description="Embedded Redis. everysec: its crash may lose what it answered in the last two seconds"
     )
@@ -43,7 +45,10 @@ class Settings(BaseSettings):
     max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
     max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")
     max_model_len: PositiveInt = 2048
-    kv_cache_gib: PositiveInt = 1
+    kv_cache_gib: PositiveInt = Field(1, description="The engine's cache on CPUs; on a GPU see gpu_memory_share")
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.92, description="Of a card, for the engine; a worker trains beside it only in what is left"
+    )
     prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt, or up to 3 less")
     title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
     rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K: what the LLM ranks")
@@ -75,7 +80,9 @@ class Settings(BaseSettings):
     registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
 
     # -- interactions -----------------------------------------------------------------------------
-    positive_events: Annotated[frozenset[str], NoDecode] = frozenset({"purchase"})
+    positive_events: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset({"purchase"}), description="Event types that are learned from; others only make an item seen"
+    )
     max_history: PositiveInt = Field(500, description="Newest interactions kept per user")
     event_id_ttl_s: PositiveInt = 7 * 24 * 3600
     max_clock_skew_s: PositiveInt = Field(24 * 3600, description="A timestamp further in the future is rejected")

@@ -42,7 +42,7 @@ def split_adapter_name(name: str) -> tuple[DomainId, int]:
 
 
 class Gate(BaseModel):
-    """Whether the version may serve by its panel metrics, and why (not)."""
+    """Whether the panel's metrics show no clear loss, and where they do. Recorded; it stops no publication yet."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

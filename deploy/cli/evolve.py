@@ -15,7 +15,9 @@ from shared.types import DomainId
 
 def evolve(
     domain: options.Domain = None,
-    force: Annotated[bool, typer.Option("--force", help="Skip the triggers, never the gate")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while evolutions are paused, or where nothing new came in")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Everything but the publication")] = False,
     wait: Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until it has ended")] = True,
     as_json: options.AsJson = False,

@@ -48,7 +48,9 @@ def ingest(
     url: options.Url = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Append a file's interactions, oldest first, or bring back the archive's. Running it twice adds nothing."""
+    """Append a file's interactions, oldest first, or bring back the archive's. Within EVOREC_EVENT_ID_TTL_S (7
+    days) running it again adds nothing.
+    """
     if archive:
         if interactions or items or since or until:
             raise typer.BadParameter("--archive takes no file and no time range")

@@ -22,7 +22,7 @@ Url = Annotated[str | None, typer.Option(envvar="EVOREC_URL", help="The service;
 ApiKey = Annotated[str | None, typer.Option(envvar="EVOREC_API_KEY", help="Sent as X-API-Key")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for scripts")]
 ItemsFile = Annotated[Path, typer.Option(help="items.jsonl or items.jsonl.gz")]
-InteractionsFile = Annotated[Path, typer.Option(help="interactions.csv or interactions.csv.gz")]
+InteractionsFile = Annotated[Path, typer.Option(help="interactions.csv, .csv.gz or .parquet")]
 Since = Annotated[str | None, typer.Option(help="ISO date or time, inclusive")]
 Until = Annotated[str | None, typer.Option(help="ISO date or time, exclusive")]
 Seed = Annotated[int, typer.Option(help="Of the order given to interactions with equal timestamps")]

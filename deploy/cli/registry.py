@@ -36,14 +36,14 @@ def rebuild(
     """Bring domains back that Redis has lost: catalog, versions, aliases, routes. Works while the service runs."""
     rebuilt, known = options.run(_rebuild(validate_domain(domain) if domain else None))
     if as_json:
-        print_json({"rebuilt": {name: _record(found) for name, found in rebuilt.items()}, "known": known})
+        print_json({"rebuilt": {name: _record(name, found) for name, found in rebuilt.items()}, "known": known})
         return
     if rebuilt:
         result_console().print(rebuilt_table(rebuilt))
     for name, found in rebuilt.items():
         for what, why in found.skipped:
             note_console().print(f"{name}: left out {what}: {why}", markup=False, highlight=False, soft_wrap=True)
-        note_console().print(f"{name}: {_about_histories(found)}", markup=False, highlight=False, soft_wrap=True)
+        note_console().print(f"{name}: {_about_histories(name, found)}", markup=False, highlight=False, soft_wrap=True)
     if known:
         note_console().print(f"Untouched, since Redis knows them: {', '.join(known)}", highlight=False)
 
@@ -70,18 +70,18 @@ async def _rebuild(domain: DomainId | None) -> tuple[Mapping[DomainId, Found], l
         await redis.aclose()
 
 
-def _about_histories(found: Found) -> str:
+def _about_histories(domain: DomainId, found: Found) -> str:
     if not found.archived:
         return "histories and interactions are lost: there is no archive of them."
     newest = max(order_of(until)[0] for until in found.archived.values()) / 1000
     until = datetime.fromtimestamp(newest, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return (
-        f"interactions that arrived up to {until} are archived; `evorec ingest --archive` brings them back. "
-        "Newer histories are lost."
+        f"interactions that arrived up to {until} are archived; `evorec ingest --archive --domain {domain}` brings "
+        "them back. Newer histories are lost."
     )
 
 
-def _record(found: Found) -> dict[str, object]:
+def _record(domain: DomainId, found: Found) -> dict[str, object]:
     return {
         "items": len(found.items),
         "versions": [version.name for version in found.versions],
@@ -90,5 +90,5 @@ def _record(found: Found) -> dict[str, object]:
         "paused": found.route.paused,
         "archived": dict(found.archived),
         "skipped": [{"what": what, "reason": why} for what, why in found.skipped],
-        "histories": _about_histories(found),
+        "histories": _about_histories(domain, found),
     }

@@ -13,7 +13,7 @@ class EvolveRequest(Request):
     model_config = example(domain="beauty", force=False, dry_run=False)
 
     domain: DomainName | None = None
-    force: bool = Field(False, description="Skip the triggers, never the gate")
+    force: bool = Field(False, description="Also while evolutions are paused, or where nothing new came in")
     dry_run: bool = Field(False, description="Run everything but the publication")
 
 

@@ -83,6 +83,7 @@ def retrieval(n_items: int, rounds: int) -> Retrieval:
 
     from shared.item_words import ItemWords
     from shared.retriever import Retriever, RetrieverIndex
+    from shared.sasrec import RetrieverConfig
 
     torch.set_num_threads(1)  # as in the service
     before = psutil.Process().memory_info().rss
@@ -92,7 +93,8 @@ def retrieval(n_items: int, rounds: int) -> Retrieval:
         Item(ItemId(f"item-{number}"), " ".join(f"w{word}" for word in each), f"Store > Shelf {number % 200}")
         for number, each in enumerate(numbers)
     ]
-    retriever = Retriever([item.item_id for item in items])
+    config = RetrieverConfig(members=Settings().retriever_members)
+    retriever = Retriever([item.item_id for item in items], config)
     began = time.perf_counter()
     words = ItemWords.of(items, retriever.config.word_buckets)
     index = RetrieverIndex(retriever, items, words)

@@ -28,6 +28,7 @@ from shared.ranking import BlendWeights
 from shared.redis_client import connect
 from shared.registry import Registry
 from shared.retriever import Retriever
+from shared.sasrec import RetrieverConfig
 from shared.stream import InteractionLog
 from shared.types import AdapterName, DomainId, UserId
 from tests import factories
@@ -78,10 +79,12 @@ class LoadStack:
             blend=BlendWeights(llm=1.0),
         )
 
+        retriever = RetrieverConfig(members=self.settings.retriever_members)
+
         def write() -> None:
             with artifacts.stage(DOMAIN, name) as staged:
                 write_random_lora(self.settings, staged.path, seed)
-                Retriever([item.item_id for item in self.store.items]).save(staged.path)
+                Retriever([item.item_id for item in self.store.items], retriever).save(staged.path)
                 ForgottenSet().save(staged.path)
                 staged.commit(manifest)
 

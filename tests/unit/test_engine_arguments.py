@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+from service.engine import engine_arguments
+from tests.conftest import make_settings
+
+
+def test_the_engine_takes_the_share_of_a_gpu_that_is_asked_for() -> None:
+    settings = make_settings(gpu_memory_share=0.5)
+    assert engine_arguments(settings, on_cpu=False)["gpu_memory_utilization"] == 0.5
+    # On a CPU vLLM would take it for a share of the machine's memory.
+    assert "gpu_memory_utilization" not in engine_arguments(settings, on_cpu=True)
