@@ -40,13 +40,17 @@ REPORT_S = 10.0
 
 
 def engine_environment(settings: Settings) -> dict[str, str]:
-    """Environment that vLLM and its plugin read when they start; of vLLM's, what the user has set wins."""
+    """Environment that vLLM, its plugin and torch read when they start; of all but the plugin's, what the user has set
+    wins.
+    """
     defaults = {
         # Left alone, vLLM keeps cores free for itself: one of two would idle.
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0))),
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         # A fork of a process with running threads (Redis client, torch) may deadlock.
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        # vLLM compiles a small function of its sampler at the first ranking, and dies where there is no C++ compiler.
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
     }

@@ -44,7 +44,10 @@ def engine_settings(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Set
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def engine(engine_settings: Settings) -> AsyncIterator[RankingEngine]:
-    with capture_logs() as said:
+    with capture_logs() as said, pytest.MonkeyPatch.context() as environment:
+        # Images, and most machines that only serve, have no C++ compiler.
+        environment.setenv("CXX", "/no/compiler")
+        environment.setenv("TORCHINDUCTOR_CACHE_DIR", str(engine_settings.state_dir / "inductor"))
         built = await start_engine(engine_settings)
     # A plugin that fails to load is only logged by vLLM: the engine asks its workers what they use.
     assert {"event": "lora_kernels", "used": [WRAPPER]}.items() <= said[-1].items()
