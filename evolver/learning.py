@@ -221,7 +221,8 @@ class Learner:
         current, events = {}, {}
         for user in sorted(self._split.active):
             with working_on(user):
-                events[user] = self._known.filter(user, self._split.visible[user])
+                # What came late is of the window, however old it is: it stands behind all that was there before.
+                events[user] = sorted(self._known.filter(user, self._split.visible[user]), key=self.examples.in_window)
                 n_old = sum(not self.examples.in_window(event) for event in events[user])
                 current[user] = CurrentSequence(item_sequence(events[user]), n_old)
         gone = outdated(renewed, self._inputs.items, current, on_chunk=lambda _: self._stages.report(1.0))

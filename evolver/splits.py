@@ -57,7 +57,9 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     rng = np.random.default_rng(inputs.seed)
     panel = [user for user in histories if user in inputs.panel and len(histories[user]) > 1]
     others = [user for user in histories if user in active and user not in inputs.panel and len(histories[user]) > 1]
-    n_validation = min(max_validation, int(VALIDATION_SHARE * len(others)))
+    # Without anybody to validate on, no update could be seen to be better than what there was.
+    at_least_one = 1 if len(others) > 1 else 0
+    n_validation = min(max_validation, max(at_least_one, int(VALIDATION_SHARE * len(others))))
     validation = _drawn(others, n_validation, rng)
     inactive = [user for user in panel if user not in active]
     n_quiet = min(max_validation, int(QUIET_SHARE * len(inactive)))

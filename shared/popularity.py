@@ -22,8 +22,6 @@ from shared.errors import Unavailable
 from shared.redis_keys import PartitionKeys
 from shared.types import DomainId, ItemId
 
-# What an item without events gets: it has to be finite under a logarithm.
-SHARE_FLOOR = 1e-6
 SNAPSHOT_S = 2.0
 
 Shares = Mapping[ItemId, float]
@@ -93,9 +91,9 @@ class PopularityStore:
         return list(islice((await self._shares(domain)).items(), n))
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
-        """Each item's share of the domain's decayed mass, never below `SHARE_FLOOR`."""
+        """Each item's share of the domain's decayed mass."""
         shares = await self._shares(domain)
-        return [shares.get(item_id, 0.0) + SHARE_FLOOR for item_id in item_ids]
+        return [shares.get(item_id, 0.0) for item_id in item_ids]
 
     async def _shares(self, domain: DomainId) -> Shares:
         if (shares := self._fresh(domain)) is not None:

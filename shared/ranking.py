@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
-SHARE_FLOOR = 1e-6
+SHARE_FLOOR = 1e-6  # an item without events: the logarithm has to be finite
 
 
 class BlendWeights(BaseModel):

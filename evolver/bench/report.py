@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -71,14 +71,23 @@ def read_results(paths: Sequence[Path]) -> dict[str, list[Results]]:
         differ = sorted({key for one in seeds for key in _unlike(seeds[0], one)})
         if differ:
             raise InvalidInput(f"the seeds of {name} are of different runs ({', '.join(differ)} differ): give --name")
+        # What every seed has: costs, too, are means over the same rounds.
+        datasets[name] = [{**one, "rounds": one["rounds"][: n_rounds(seeds)]} for one in seeds]
     return datasets
 
 
 def _unlike(one: Results, other: Results) -> list[str]:
-    """Arguments in which two seeds differ that should not: data, base and seed are each seed's own."""
-    mine, theirs = one["arguments"], other["arguments"]
-    own = {"seed", "data", "base"}
-    return [name for name in {**mine, **theirs} if name not in own and mine.get(name) != theirs.get(name)]
+    """What two seeds differ in that should not. The order of ties and a base's last bits are each seed's own, so the
+    hashes of data and base are not compared.
+    """
+    mine, theirs = _made_with(one), _made_with(other)
+    return [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+
+
+def _made_with(one: Results) -> dict[str, Any]:
+    same = {"data": ("users", "items", "interactions", "past_until"), "base": ("name", "parameters")}
+    found = {f"{part} {name}": one[part].get(name) for part, names in same.items() for name in names}
+    return found | {name: value for name, value in one["arguments"].items() if name not in ("seed", "data", "base")}
 
 
 def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from evolver.bench.cases import DRAWN_SETS, KINDS
 from evolver.bench.paired import GROUPS, Difference, difference
-from evolver.bench.reading import Results, has_seconds, mean_seconds, n_rounds, strategies_of
+from evolver.bench.reading import Results, has_seconds, mean_seconds, strategies_of
 from evolver.bench.results import CUTOFFS, EVOREC
 from evolver.bench.tables import NOTHING, interval, markdown
 
@@ -57,7 +57,7 @@ def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: s
     found = [
         a_round["asked"][f"{kind}/{candidates}"]
         for one in seeds
-        for a_round in one["rounds"][: n_rounds(seeds)]
+        for a_round in one["rounds"]
         for kind in kinds
         for candidates in DRAWN_SETS
     ]

@@ -132,6 +132,17 @@ def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> Non
     twice = _written(tmp_path, 3)
     with pytest.raises(InvalidInput, match=r"shop with seeds \[3, 3\]"):
         read_results([twice, twice])
+    data = bench_results(NAMES, value=lambda *_: 0.5)["data"]
+    elsewhere = _written(tmp_path, 4, data=data | {"users": data["users"] + 1})
+    with pytest.raises(InvalidInput, match=r"shop are of different runs \(data users differ\)"):
+        read_results([twice, elsewhere])
+
+
+def test_of_seeds_that_went_on_for_longer_the_rounds_that_all_have_are_read(tmp_path: Path) -> None:
+    whole = bench_results(NAMES, seed=1, value=lambda *_: 0.5)
+    shorter = _written(tmp_path, 1, rounds=whole["rounds"][:2])
+    seeds = read_results([_written(tmp_path, 0), shorter])["shop"]
+    assert [len(one["rounds"]) for one in seeds] == [2, 2]
 
 
 def test_items_without_title_are_counted_and_a_catalog_of_them_is_refused(tmp_path: Path) -> None:

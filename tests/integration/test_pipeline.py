@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shared.config import Settings
 from shared.forgotten import ForgottenSet
 from shared.prompt import PromptBuilder
 from shared.retriever import Retriever
-from shared.types import Interaction
+from shared.types import Interaction, UserId
 from tests.factories import manifest
 from tests.store_inputs import store_inputs
 
@@ -62,7 +63,18 @@ def _run(inputs: EvolutionInputs, parent: ParentVersion | None, out: Path, **cha
 
 
 def _evolution_inputs(store: Store) -> EvolutionInputs:
-    return _inputs(store, [*store.first_period, *store.second_period], store.second_period)
+    """Of each user, the window's second interaction came late: it is older than all that was there before, and of some
+    item that says little of what the user does now.
+    """
+    seen: Counter[UserId] = Counter()
+    window = []
+    for number, event in enumerate(store.second_period):
+        seen[event.user_id] += 1
+        if seen[event.user_id] == 2:
+            item = store.items[37 * number % len(store.items)]
+            event = replace(event, item_id=item.item_id, timestamp=event.timestamp - 10 * 365 * 24 * 3600)
+        window.append(event)
+    return _inputs(store, [*store.first_period, *window], window)
 
 
 @pytest.fixture(scope="module")

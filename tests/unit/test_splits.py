@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from evolver.inputs import EvolutionInputs
 from evolver.splits import Split, split
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
@@ -41,6 +43,17 @@ def test_inactive_validation_users_are_of_the_panel_and_not_asked_afterwards() -
 def test_few_validation_users_are_few_of_both_groups() -> None:
     parts = split(_inputs(), max_panel=N_PANEL, max_validation=2)
     assert (len(parts.validation), len(parts.quiet_validation)) == (2, 2)
+
+
+def test_a_few_active_users_are_enough_to_validate_on() -> None:
+    """Nobody to validate on means an update that is trained and thrown away."""
+    inputs = _inputs()
+    for n_others, expected in ((3, 1), (2, 1), (1, 0)):
+        quiet = [user for user in inputs.histories if user not in inputs.panel][n_others * 2 :]
+        few = {user: events for user, events in inputs.histories.items() if user not in quiet}
+        parts = split(replace(inputs, histories=few), max_panel=N_PANEL, max_validation=10)
+        assert len(parts.validation) == expected
+        assert parts.trainable & parts.active
 
 
 def test_every_held_out_interaction_is_invisible_and_its_user_not_trained_on() -> None:

@@ -51,17 +51,17 @@ def fuse(long: Tensor, short: Tensor, weight: float, *, is_a: bool) -> Tensor:
 
 def learn_both(task: Task) -> Learned:
     """Train the short-term LoRA and merge it with the bootstrap's."""
-    return learn(SHORT_TERM, task, merge=partial(_merge, task))
+    settings = task.settings.model_copy(update={"lora_rank": 2 * task.settings.lora_rank})
+    merged = load_with_lora(settings, None, seed=task.inputs.seed)  # here: loading a base is nobody's learning
+    return learn(SHORT_TERM, task, merge=partial(_merge, task, merged))
 
 
-def _merge(task: Task, learner: Learner, lesson: Lesson) -> Lesson:
+def _merge(task: Task, merged: PeftModel, learner: Learner, lesson: Lesson) -> Lesson:
     # PEFT writes names without the adapter's own ("default").
     stored = load_file(task.bootstrap / ADAPTER_FILE)
     trained = lora_state(learner.model, range(len(decoder_layers(learner.model))))
     short = {name: matrix.cpu() for name, matrix in trained.items()}
     long = {name: stored[name.replace(".default.", ".")] for name in short}
-    settings = task.settings.model_copy(update={"lora_rank": 2 * task.settings.lora_rank})
-    merged = load_with_lora(settings, None, seed=task.inputs.seed)
     index, forgotten = lesson.version.index, lesson.version.forgotten
     validation = learner.validation(index, forgotten)
     prompts = [example.prompt for example in validation]
