@@ -17,7 +17,7 @@ from shared.errors import NotFound
 from shared.manifest import Manifest
 from shared.panel import in_panel
 from shared.redis_keys import partition_of
-from shared.types import AdapterName, DomainId, UserId, order_of
+from shared.types import STREAM_START, AdapterName, DomainId, UserId, order_of
 
 router = APIRouter(tags=["users"])
 
@@ -84,14 +84,17 @@ async def erase_user(
 
 
 def learned_by(oldest_first: Sequence[Manifest], partition: int, stream_ids: Collection[str]) -> list[AdapterName]:
-    """Versions whose stream range contains any of the ids, and their descendants: weights are inherited."""
-    tainted: list[AdapterName] = []
-    for manifest in oldest_first:
-        after, until = manifest.stream_ranges.get(partition, ("0-0", "0-0"))
-        inside = any(order_of(after) < order_of(stream_id) <= order_of(until) for stream_id in stream_ids)
-        if inside or manifest.parent in tainted:
-            tainted.append(manifest.name)
-    return tainted
+    """Versions that learned from any of the ids, or descend from one that did: weights are inherited.
+
+    A window starts where the parent's ends: with its ancestors, pruned ones too, a version has learned from everything
+    up to its range's end.
+    """
+    earliest = min(map(order_of, stream_ids))
+    return [
+        manifest.name
+        for manifest in oldest_first
+        if earliest <= order_of(manifest.range_end.get(partition, STREAM_START))
+    ]
 
 
 def _unknown(domain: DomainId, user_id: str) -> NotFound:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -114,6 +115,17 @@ async def test_erasure_names_the_versions_that_learned(running: Running) -> None
     assert gone == {"user_id": trained, "domain": SHOP, "erased": 1, "learned_by": [first, second]}
     assert (await running.http.get(f"/users/{trained}/history")).status_code == 404
     assert (await running.http.delete(f"/users/{held_out}")).json()["learned_by"] == []
+
+
+async def test_erasure_names_the_descendants_of_a_pruned_version(running: Running) -> None:
+    user = next(f"u{n}" for n in range(100) if not in_panel(UserId(f"u{n}"), running.settings.panel_share))
+    events = [{"user_id": user, "item_id": "i1", "timestamp": 1.7e9}]
+    await running.http.post("/interactions", json={"interactions": events})
+    ends = [f"9999999999999-{number}" for number in range(4)]
+    first = await running.publisher.publish(stream_ranges={0: ("0-0", ends[0])})
+    _, *kept = [await running.publisher.publish(stream_ranges={0: (a, b)}) for a, b in itertools.pairwise(ends)]
+    assert first in await running.publisher.registry.prune(SHOP, keep=2)
+    assert (await running.http.delete(f"/users/{user}")).json()["learned_by"] == kept
 
 
 async def test_ids_may_contain_slashes(running: Running) -> None:
