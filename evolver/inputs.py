@@ -54,7 +54,8 @@ class EvolutionInputs:
 
     `histories` are oldest first, window included, and hold positive events alone. `window_event_ids` are the events
     of the window among them; a user with one is active (U_A), every other user is inactive (U_I). Without a parent
-    (bootstrap) all events are the window's. Users of `panel` never supply a training target.
+    (bootstrap) all events are the window's. Users of `panel` never supply a training target. `known` is everybody whom
+    the domain knows, those without a history here too: no version may name others. None: that cannot be told.
     """
 
     domain: DomainId
@@ -63,6 +64,7 @@ class EvolutionInputs:
     window_event_ids: frozenset[str]
     panel: frozenset[UserId]
     seed: int
+    known: frozenset[UserId] | None = None
 
     def active_users(self) -> tuple[UserId, ...]:
         """U_A, in the order of `histories`."""

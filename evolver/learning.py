@@ -95,7 +95,8 @@ class Learner:
         # What the parent knows, read once: its retriever over today's catalog, and what it has forgotten. At the
         # bootstrap its place is taken by an untrained retriever, whose weights are to be the same in equal runs.
         torch.manual_seed(inputs.seed)
-        self._known = ForgottenSet.load(parent) if parent else ForgottenSet()
+        forgotten = ForgottenSet.load(parent) if parent else ForgottenSet()
+        self._known = forgotten if inputs.known is None else forgotten.among(inputs.known)
         self._parent_retriever = Retriever.load(parent) if parent else Retriever([])
         self._parent_index = RetrieverIndex(self._parent_retriever, inputs.items)
         start = parent if recipe.start is Start.PARENT else None

@@ -98,6 +98,8 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         window_event_ids=frozenset(e.event_id for events in histories.values() for e in events if bounds.holds(e)),
         panel=frozenset(user for user in histories if in_panel(user, settings.panel_share)),
         seed=seed,
+        # Users whom only the archive has will be known again.
+        known=frozenset(known) if await backend.history.complete(domain) else None,
     )
     return Window.of(inputs, bounds.ranges())
 

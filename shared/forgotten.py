@@ -1,13 +1,14 @@
 """The forgotten set: interactions that a version no longer takes into account, in prompts and in retrieval.
 
-It is part of the version that forgot them: a descendant's set contains its ancestors', and a rollback remembers.
+It is part of the version that forgot them: a descendant's set contains its ancestors', but for users who were erased
+meanwhile, and a rollback remembers.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from shared.errors import InvalidArtifact
@@ -44,6 +45,10 @@ class ForgottenSet:
         """Both sets' events."""
         users = {*self._events, *other._events}
         return ForgottenSet({user: self.of(user) | other.of(user) for user in users})
+
+    def among(self, users: Container[UserId]) -> ForgottenSet:
+        """What is forgotten of these users."""
+        return ForgottenSet({user: ids for user, ids in self._events.items() if user in users})
 
     def save(self, folder: Path) -> None:
         """Write `forgotten.json.gz`; equal sets give equal bytes."""

@@ -92,6 +92,14 @@ class HistoryStore:
     async def user_count(self, domain: DomainId) -> int:
         return sum(await self._per_partition(domain, "zcard"))
 
+    async def complete(self, domain: DomainId) -> bool:
+        """Whether everybody is here: not so from a rebuild until what was lost is brought back (`shared.restore`)."""
+        pipe = self._redis.pipeline(transaction=False)
+        for partition in range(self._settings.partitions):
+            keys = PartitionKeys(domain, partition)
+            pipe.exists(keys.lost, keys.restoring)
+        return not any(await pipe.execute())
+
     async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
         """Removes the user's history and stream entries; the stream ids of what that was.
 

@@ -8,6 +8,7 @@ from evolver.backend import Backend
 from evolver.evolve import evolve_once
 from evolver.window import load_window
 from shared.panel import in_panel
+from shared.restore import Restorer
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, StreamPositions
 from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill
@@ -52,6 +53,21 @@ async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the
     assert window.until == await backend.log.tail(DOMAIN)
     for events in window.inputs.histories.values():
         assert [event.timestamp for event in events] == sorted(event.timestamp for event in events)
+
+
+async def test_a_window_knows_everybody_who_was_not_erased(backend: Backend) -> None:
+    """Those too of whom it reads no history; nobody can be told to be gone while the archive alone has some."""
+    small = Backend.over(backend.redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    await fill(small)
+    await bootstrap(small)
+    await small.archive.extend(DOMAIN, await small.registry.versions(DOMAIN))
+    await small.eraser.erase(DOMAIN, USERS[3])
+
+    window = await load_window(small, DOMAIN, seed=0)
+    assert window.inputs.known == set(USERS) - {USERS[3]} > set(window.inputs.histories)
+
+    await Restorer(small.redis, small.settings, small.artifacts).remember_loss(DOMAIN, await small.log.tail(DOMAIN))
+    assert (await load_window(small, DOMAIN, seed=0)).inputs.known is None
 
 
 async def test_events_that_teach_nothing_are_left_out(backend: Backend) -> None:

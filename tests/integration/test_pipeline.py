@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,6 +149,20 @@ def test_forget_takes_old_interactions_of_active_users_alone(line: Line) -> None
     for user in active:
         assert not forgotten.of(user) & window
     assert len(ForgottenSet.load(line.first)) == 0
+
+
+def test_a_version_forgets_nothing_of_users_whom_the_domain_no_longer_knows(line: Line, tmp_path: Path) -> None:
+    inputs = _evolution_inputs(line.store)
+    erased, elsewhere = UserId("erased"), UserId("known, and not in this window's sample")
+    parent = tmp_path / "parent"
+    shutil.copytree(line.first, parent)
+    ForgottenSet({erased: frozenset({"e1"}), elsewhere: frozenset({"e2"})}).save(parent)
+    version = ParentVersion(parent, manifest(blend=line.bootstrap.blend))
+    known = frozenset({*inputs.histories, elsewhere})
+    _run(replace(inputs, known=known), version, tmp_path / "next", learning_rate=0.0, max_train_examples=4)
+    forgotten = ForgottenSet.load(tmp_path / "next")
+    assert forgotten.among(known) == forgotten
+    assert forgotten.of(elsewhere) == {"e2"}
 
 
 def test_metrics_of_both_groups_before_and_after_are_there(line: Line) -> None:
