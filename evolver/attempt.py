@@ -69,6 +69,14 @@ class Run:
         await self._monitor.save(
             status=EvolutionStatus.running, started_at=time.time(), stage="window", progress=0.0, error=None
         )
+        for _ in range(MAX_ATTEMPTS):
+            ended = await self._learn()
+            if ended is not None:
+                return ended
+        raise EvorecError(f"gave up after {MAX_ATTEMPTS} windows, of each of which users were erased meanwhile")
+
+    async def _learn(self) -> Evolution | None:
+        """From the window to the verdict; None where users of the window were erased meanwhile."""
         started = time.monotonic()
         parent = await self._parent()
         read = await window.load_window(self._backend, self._evolution.domain, self._backend.settings.seed)
@@ -160,8 +168,8 @@ class Run:
         result: PipelineResult,
         folder: Path,
         stage_seconds: Mapping[str, float],
-    ) -> Evolution:
-        """Record what was found; then publish, or say why not."""
+    ) -> Evolution | None:
+        """Record what was found; then publish, or say why not. None where users of the window were erased meanwhile."""
         result = publish.storable(result)
         await self._monitor.save(
             located_layers=result.located_layers,
@@ -180,11 +188,20 @@ class Run:
         manifest = publish.build_manifest(
             name, self._evolution, read, parent, result, self._backend.settings, stage_seconds=stage_seconds
         )
-        return await self._publish(await publish.store(self._backend, manifest, folder))
+        return await self._publish(read, await publish.store(self._backend, manifest, folder))
 
-    async def _publish(self, stored: Manifest) -> Evolution:
-        """Move the alias. A version that may not be published goes once the record says how the run ended."""
+    async def _publish(self, read: Window, stored: Manifest) -> Evolution | None:
+        """Move the alias. A version that may not be published goes once the record says how the run ended.
+
+        None where users of the window were erased meanwhile: their erasure's answer could not name this version. It
+        goes at once, or the next attempt would take it for a complete one.
+        """
+        erased = await self._backend.eraser.erased_of(stored.domain, read.inputs.histories)
         self._monitor.check()
+        if erased:
+            log.info("evolution_starts_over", evolution=self._evolution.id, users_erased_meanwhile=len(erased))
+            await asyncio.to_thread(self._backend.artifacts.delete, stored.domain, stored.name)
+            return None
         await publish.publish(self._backend, stored, self._lease)
         return await self._published(stored)
 

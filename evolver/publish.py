@@ -127,7 +127,8 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
     """The version an earlier attempt of this evolution has published or stored; None when there is none.
 
     An attempt that died between the artifact and the registry has left a complete version: it is published as it
-    is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes.
+    is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes; so it
+    does where a user was erased since whose history it may have read.
     """
     # Under the lease: whoever still stages a version of this domain has lost it.
     await asyncio.to_thread(backend.artifacts.sweep, evolution.domain, 0.0, versions_only=True)
@@ -137,6 +138,8 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
             return known
     stored = await asyncio.to_thread(_stored, backend, evolution, frozenset(known.name for known in registered))
     if stored is None:
+        return None
+    if await backend.eraser.any_since(evolution.domain, evolution.requested_at - CLOCKS_DIFFER_S):
         return None
     if stored.parent == await backend.registry.champion(evolution.domain):
         return await publish(backend, stored, lease)

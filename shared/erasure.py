@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -26,7 +26,7 @@ from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import InteractionLog
-from shared.types import STREAM_START, DomainId, UserId, order_of
+from shared.types import STREAM_START, DomainId, Interaction, UserId, order_of
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +122,29 @@ class Eraser:
         await asyncio.to_thread(self._marks.add, domain, partition, user_id, Mark(until, self._clock()))
         known = await self._history.erase(domain, user_id)
         return known | (await self._remove(domain, partition, _only(user_id, until))).stream_ids
+
+    async def erased_of(self, domain: DomainId, histories: Mapping[UserId, Sequence[Interaction]]) -> frozenset[UserId]:
+        """The users of whose interactions some are erased: by the marks, or, for want of any, by who is known."""
+        known = frozenset(await self._history.users(domain))
+        gone = frozenset(user for user in histories if user not in known)
+        return gone | await asyncio.to_thread(self._marked, domain, histories)
+
+    def _marked(self, domain: DomainId, histories: Mapping[UserId, Sequence[Interaction]]) -> frozenset[UserId]:
+        partitions = self._settings.partitions
+        erased = [self._marks.erased(domain, partition) for partition in range(partitions)]
+        return frozenset(
+            user
+            for user, events in histories.items()
+            if any(erased[partition_of(user, partitions)](user, event.stream_id) for event in events)
+        )
+
+    async def any_since(self, domain: DomainId, at: float) -> bool:
+        """Whether a mark says that somebody was erased since then (unix seconds)."""
+        marks = [
+            await asyncio.to_thread(self._marks.all, domain, partition)
+            for partition in range(self._settings.partitions)
+        ]
+        return any(mark.at >= at for found in marks for mark in found.values())
 
     async def purge(self, domain: DomainId) -> int:
         """Removes from the archive what late writers have put there of erased users; how many entries that were.

@@ -69,7 +69,6 @@ async def erase_user(
         raise HTTPException(405)
     decided(request.state, domain=services.domain(domain), erased_user=user_id)
     name = await services.known_domain(domain)
-    versions = await services.registry.versions(name)
     try:
         erased = await services.eraser.erase(name, UserId(user_id))
     finally:
@@ -79,7 +78,8 @@ async def erase_user(
     learned: list[AdapterName] = []
     if not in_panel(UserId(user_id), services.settings.panel_share):
         partition = partition_of(UserId(user_id), services.settings.partitions)
-        learned = learned_by(versions, partition, erased)
+        # Read last: an evolution asks who was erased before it publishes, and what it published before is here.
+        learned = learned_by(await services.registry.versions(name), partition, erased)
     return ErasureAnswer(user_id=user_id, domain=name, erased=len(erased), learned_by=list(learned))
 
 

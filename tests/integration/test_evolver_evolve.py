@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Set
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from evolver import lease
 from evolver.attempt import MAX_POISON_USERS
@@ -144,6 +146,57 @@ async def test_a_failure_in_the_pipeline_is_recorded_and_leaves_nothing(backend:
     assert not await lease.is_held(backend.redis, DOMAIN)
 
 
+@pytest.mark.parametrize("archive", [True, False])
+async def test_a_user_erased_meanwhile_is_not_learned_from(redis: Redis, backend: Backend, archive: bool) -> None:
+    backend = Backend.over(redis, backend.settings.model_copy(update={"archive": archive}))
+    await fill(backend)
+    gone = [USERS[3], USERS[11]]
+    loop = asyncio.get_running_loop()
+
+    def erase() -> None:
+        if gone:
+            asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, gone.pop()), loop).result()
+
+    evolution = await run(backend, Meddling(erase))
+
+    assert evolution.status is EvolutionStatus.published
+    assert backend.artifacts.names(DOMAIN) == [evolution.adapter]
+    assert not {USERS[3], USERS[11]} & learned_from(backend, AdapterName(str(evolution.adapter)))
+
+
+async def test_a_user_erased_meanwhile_and_back_is_not_learned_from_as_they_were(backend: Backend) -> None:
+    await fill(backend)
+    loop, meddled = asyncio.get_running_loop(), list[UserId]()
+
+    async def erase_and_return() -> None:
+        await backend.eraser.erase(DOMAIN, USERS[3])
+        await fill(backend, USERS[3:4], start=9_000.0)
+
+    def meddle() -> None:
+        if not meddled:
+            meddled.append(USERS[3])
+            asyncio.run_coroutine_threadsafe(erase_and_return(), loop).result()
+
+    evolution = await run(backend, Meddling(meddle))
+
+    (version,) = await backend.registry.versions(DOMAIN)
+    assert (evolution.adapter, version.range_end) == (version.name, await backend.log.tail(DOMAIN))
+
+
+async def test_a_run_whose_users_are_erased_each_time_is_given_up(backend: Backend) -> None:
+    await fill(backend)
+    users, loop = iter(USERS), asyncio.get_running_loop()
+
+    def erase() -> None:
+        asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, next(users)), loop).result()
+
+    evolution = await run(backend, Meddling(erase))
+
+    assert evolution.status is EvolutionStatus.failed
+    assert "erased meanwhile" in (evolution.error or "")
+    assert await nothing_published(backend)
+
+
 async def test_a_user_whose_data_make_a_step_fail_is_left_out(backend: Backend) -> None:
     await fill(backend)
     poison = {USERS[3], USERS[11]}
@@ -157,8 +210,7 @@ async def test_a_user_whose_data_make_a_step_fail_is_left_out(backend: Backend) 
     assert {letter.user_id for letter in letters} == poison
     assert {letter.evolution_id for letter in letters} == {evolution.id}
     assert all("ZeroDivisionError: division by zero" in letter.reason for letter in letters)
-    adapter = backend.artifacts.fetch(DOMAIN, manifest.name) / "adapter_model.safetensors"
-    assert not poison & set(json.loads(adapter.read_text())["learned"])
+    assert not poison & learned_from(backend, manifest.name)
 
 
 async def test_too_many_such_users_fail_the_run(backend: Backend) -> None:
@@ -169,6 +221,12 @@ async def test_too_many_such_users_fail_the_run(backend: Backend) -> None:
     assert f"gave up after leaving out {MAX_POISON_USERS} users" in (evolution.error or "")
     assert "division by zero" in (evolution.error or "")
     assert await nothing_published(backend)
+
+
+def learned_from(backend: Backend, name: AdapterName) -> set[UserId]:
+    """Whom the fast pipeline was given to learn from."""
+    adapter = backend.artifacts.fetch(DOMAIN, name) / "adapter_model.safetensors"
+    return set(json.loads(adapter.read_text())["learned"])
 
 
 def test_what_is_no_users_fault_is_not_laid_at_their_door() -> None:

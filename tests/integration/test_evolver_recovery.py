@@ -17,7 +17,17 @@ from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
 from shared.types import AdapterName, DomainId
-from tests.integration.evolver_support import DOMAIN, deliver, fill, finished, in_stage, nothing_published, run, until
+from tests.integration.evolver_support import (
+    DOMAIN,
+    USERS,
+    deliver,
+    fill,
+    finished,
+    in_stage,
+    nothing_published,
+    run,
+    until,
+)
 from tests.integration.fake_pipeline import FakePipeline, Meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
@@ -163,6 +173,20 @@ async def test_an_artifact_that_was_stored_but_not_published_is_published_as_it_
 
     assert (again.status, again.adapter) == (EvolutionStatus.published, "shop-v000001")
     assert backend.artifacts.names(DOMAIN) == ["shop-v000001"]
+
+
+async def test_an_artifact_that_was_stored_before_an_erasure_is_not_published(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    await die_when_publishing(backend, evolution, monkeypatch)
+    await backend.eraser.erase(DOMAIN, USERS[3])
+
+    again = await deliver(backend, evolution)
+
+    assert (again.status, again.adapter) == (EvolutionStatus.published, "shop-v000002")
+    assert backend.artifacts.names(DOMAIN) == ["shop-v000002"]
 
 
 async def test_a_run_that_died_after_the_publication_is_only_marked(backend: Backend) -> None:
