@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shared.artifacts import ARCHIVE, ArtifactStore
-from shared.errors import InvalidArtifact
+from shared.errors import InvalidArtifact, Unavailable
 from shared.stream import APPEND_CHUNK
 from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId, order_of
 
@@ -105,7 +105,7 @@ class ArchiveFiles:
         self._put(domain, partition, span, pa.Table.from_arrays(arrays, schema=schema))
 
     def header(self, domain: DomainId, partition: int, span: Span) -> Header:
-        """InvalidArtifact for a damaged file, as all that reads."""
+        """InvalidArtifact for a damaged file, Unavailable where the store does not give it, as all that reads."""
         with self._reading(domain, partition, span) as file:
             partitions = (file.schema_arrow.metadata or {}).get(_PARTITIONS, b"0")
             return Header(file.metadata.num_rows, int(partitions))
@@ -164,6 +164,9 @@ class ArchiveFiles:
             ):
                 yield file
         except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+            # Arrow's own word for damage is a plain OSError without a number; any other is of the store, and may pass.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                raise Unavailable(f"archive file {path} cannot be read; try again: {error!r}") from error
             raise InvalidArtifact(f"archive file {path} cannot be read: {error!r}") from error
 
 

@@ -149,7 +149,7 @@ class Restorer:
         """How many interactions the archive has. Synchronous file I/O; reads every file's end.
 
         NotFound without an archive, InvalidInput where it was written with another number of partitions,
-        InvalidArtifact for a damaged file.
+        InvalidArtifact for a damaged file, Unavailable for one that the store does not give.
         """
         rows, expected = 0, self._settings.partitions
         partitions = self._files.partitions(domain)

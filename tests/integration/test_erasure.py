@@ -71,6 +71,18 @@ async def test_a_damaged_file_does_not_stop_the_others(redis: Redis, world: Worl
     assert world.artifacts.files(BEAUTY, "archive", "0", "erased") == []
 
 
+async def test_a_file_that_the_store_does_not_give_is_not_taken_for_damaged(world: World) -> None:
+    path = path_of(world, world.files.spans(BEAUTY, 0)[1])
+    aside = path.rename(path.with_suffix(".aside"))
+    path.mkdir()  # whoever opens it is refused by the file system
+    with pytest.raises(Unavailable, match="try again"):
+        await world.eraser.erase(BEAUTY, A)
+    path.rmdir()
+    aside.rename(path)
+    assert await world.eraser.erase(BEAUTY, A)
+    assert {user for span in world.files.spans(BEAUTY, 0) for user in users(world, span)} == {"b", "c"}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"until": "x", "at": 1}', b'{"until": 5, "at": 1}', b"\xff"])
 async def test_a_damaged_mark_does_not_stop_the_others(world: World, content: bytes) -> None:
     events = await world.streamed()
