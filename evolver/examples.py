@@ -13,7 +13,7 @@ import numpy as np
 from evolver.batches import build_prompt, make_example
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.recipe import Targets
-from evolver.splits import Split, decayed_popularity, filtered, item_sequence
+from evolver.splits import Split, filtered, item_sequence, visible_popularity
 from evolver.update import EXAMPLES_PER_INACTIVE, Labelled
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
@@ -31,7 +31,7 @@ class Examples:
     def __init__(self, inputs: EvolutionInputs, split: Split, settings: Settings) -> None:
         self._inputs, self._split, self._settings = inputs, split, settings
         self.builder = PromptBuilder.load(settings)
-        self.popularity = decayed_popularity(split.visible, settings.popularity_half_life_days)
+        self.popularity = visible_popularity(inputs, split, settings.popularity_half_life_days)
         self._pool = sorted(self.popularity)  # items known by now
 
     # -- users and their interactions ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Protocol
 from shared.config import Settings
 from shared.manifest import Gate, Manifest, Metrics
 from shared.ranking import BlendWeights
-from shared.types import DomainId, Interaction, Item, UserId
+from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
 Progress = Callable[[str, float], None]
 """`progress(stage, share)`: the stage that runs (locate, forget, update, evaluate) and its done share, 0..1."""
@@ -56,6 +56,8 @@ class EvolutionInputs:
     of the window among them; a user with one is active (U_A), every other user is inactive (U_I). Without a parent
     (bootstrap) all events are the window's. Users of `panel` never supply a training target. `known` is everybody whom
     the domain knows, those without a history here too: no version may name others. None: that cannot be told.
+    `popularity` is log2 of each item's decayed mass over all events of the domain (`shared.popularity`). None:
+    `histories` are all there are.
     """
 
     domain: DomainId
@@ -65,6 +67,7 @@ class EvolutionInputs:
     panel: frozenset[UserId]
     seed: int
     known: frozenset[UserId] | None = None
+    popularity: Mapping[ItemId, float] | None = None
 
     def active_users(self) -> tuple[UserId, ...]:
         """U_A, in the order of `histories`."""

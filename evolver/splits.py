@@ -12,10 +12,12 @@ import numpy as np
 
 from evolver.inputs import EvolutionInputs
 from shared.forgotten import ForgottenSet
+from shared.popularity import log2_weight
 from shared.types import Interaction, ItemId, UserId
 
 DAY_S = 86_400.0
 VALIDATION_SHARE = 0.15
+ROUNDING = 1e-9  # of an item's mass: what is less is left over from subtracting all of it
 QUIET_SHARE = 0.25
 
 
@@ -116,3 +118,20 @@ def decayed_popularity(histories: Mapping[UserId, Sequence[Interaction]], half_l
         mass[event.item_id] = mass.get(event.item_id, 0.0) + weight
     total = sum(mass.values())
     return {item: value / total for item, value in mass.items()}
+
+
+def visible_popularity(inputs: EvolutionInputs, split: Split, half_life_days: float) -> dict[ItemId, float]:
+    """Shares of decayed mass of everything in the domain but what is held out, as the service will see them."""
+    if inputs.popularity is None:
+        return decayed_popularity(split.visible, half_life_days)
+    top = max(inputs.popularity.values(), default=0.0)
+    whole = {item: 2.0 ** (mass - top) for item, mass in inputs.popularity.items()}
+    left = dict(whole)
+    for user, events in inputs.histories.items():
+        visible = {event.event_id for event in split.visible[user]}
+        for event in events:
+            if event.event_id not in visible and event.item_id in left:
+                left[event.item_id] -= 2.0 ** (log2_weight(event.timestamp, half_life_days) - top)
+    left = {item: mass for item, mass in left.items() if mass > ROUNDING * whole[item]}
+    total = sum(left.values())
+    return {item: mass / total for item, mass in left.items()}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Self
+from typing import Any, Final, Self
+
+import numpy as np
 
 from evolver.backend import Backend
 from evolver.inputs import EvolutionInputs
 from shared.config import Settings
 from shared.panel import in_panel
-from shared.redis_keys import partition_of
+from shared.redis_client import text
+from shared.redis_keys import PartitionKeys, partition_of
 from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
 
 _PAGE: Final = 500
@@ -100,6 +104,7 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         seed=seed,
         # Users whom only the archive has will be known again.
         known=frozenset(known) if await backend.history.complete(domain) else None,
+        popularity=await _popularity(backend, domain, catalog),
     )
     return Window.of(inputs, bounds.ranges())
 
@@ -142,6 +147,19 @@ async def _histories(
             if kept:
                 histories[user] = kept
     return histories
+
+
+async def _popularity(backend: Backend, domain: DomainId, catalog: frozenset[ItemId]) -> dict[ItemId, float]:
+    """log2 of each item's decayed mass, partitions together."""
+    masses: dict[ItemId, float] = {}
+    for partition in range(backend.settings.partitions):
+        key = PartitionKeys(domain, partition).popularity
+        found: Any = await backend.redis.zrange(key, 0, -1, withscores=True)
+        for name, mass in found:
+            item = ItemId(text(name))
+            if item in catalog:
+                masses[item] = float(np.logaddexp2(masses.get(item, -math.inf), mass))
+    return masses
 
 
 def _pages(users: Sequence[UserId]) -> Iterator[Sequence[UserId]]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from evolver.backend import Backend
 from evolver.evolve import evolve_once
+from evolver.splits import decayed_popularity
 from evolver.window import load_window
 from shared.panel import in_panel
+from shared.popularity import shares_of
 from shared.restore import Restorer
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, StreamPositions
@@ -34,6 +38,20 @@ async def test_bootstrap_reads_everything(backend: Backend) -> None:
     assert window.inputs.items == tuple(sorted(ITEMS, key=lambda item: item.item_id))
     assert window.inputs.panel == {user for user in USERS if in_panel(user, backend.settings.panel_share)}
     assert window.inputs.seed == 7
+    shares = shares_of([*(window.inputs.popularity or {}).items()])
+    events = window.inputs.histories
+    assert shares == pytest.approx(decayed_popularity(events, backend.settings.popularity_half_life_days))
+
+
+async def test_popularity_is_of_the_whole_domain(backend: Backend) -> None:
+    """Of users, too, whose histories a window does not read."""
+    small = Backend.over(backend.redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    await fill(small)
+    everything = (await load_window(small, DOMAIN, seed=0)).inputs
+    await bootstrap(small)
+    later = (await load_window(small, DOMAIN, seed=0)).inputs
+    assert len(later.histories) < len(everything.histories)
+    assert later.popularity == everything.popularity
 
 
 async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the_others(backend: Backend) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from evolver.inputs import EvolutionInputs
-from evolver.splits import Split, split
+from evolver.splits import Split, split, visible_popularity
+from shared.popularity import log2_weight
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 from tests.factories import interaction
 
@@ -78,3 +82,22 @@ def test_everybody_active_as_at_the_bootstrap_leaves_all_of_the_panel_to_be_aske
     )
     assert parts.quiet_validation == ()
     assert _users(parts, "panel") == inputs.panel
+
+
+def test_popularity_of_a_whole_domain_lacks_what_is_held_out_as_that_of_histories_does() -> None:
+    inputs, half_life = _inputs(), 1 / 86_400
+    parts = split(inputs, max_panel=6, max_validation=4)
+    masses: dict[ItemId, float] = {}
+    for events in inputs.histories.values():
+        for event in events:
+            weight = log2_weight(event.timestamp, half_life)
+            masses[event.item_id] = float(np.logaddexp2(masses.get(event.item_id, -np.inf), weight))
+    expected = visible_popularity(inputs, parts, half_life)
+    assert visible_popularity(replace(inputs, popularity=masses), parts, half_life) == pytest.approx(expected)
+    # What users have whom the evolution did not read counts, too; what only a held-out interaction has is unknown.
+    target = parts.panel[0]
+    held = next(e for e in inputs.histories[target.user_id] if e.item_id == target.item_id)
+    alone = {target.item_id: log2_weight(held.timestamp, half_life), ItemId("elsewhere"): masses[target.item_id]}
+    few = replace(parts, visible={target.user_id: target.before})
+    one = replace(inputs, histories={target.user_id: (*target.before, held)}, popularity=alone)
+    assert visible_popularity(one, few, half_life) == {"elsewhere": 1.0}
