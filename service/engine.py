@@ -4,7 +4,8 @@ What looks roundabout here answers a measured trap of vLLM 0.32: an adapter is l
 names it (a lazy load that fails kills the engine for everybody), a failed load is always followed by `remove_lora`
 (it may stay half-registered), no prompt runs on the bare base (vLLM's own CPU kernels
 give such rows the last slot's adapter), every
-request asks for log-probabilities in the same way, and nothing is in flight at `shutdown` (it would hang for ever).
+request asks for log-probabilities in the same way, who waits for a call about adapters watches the engine as well (one
+that has died never answers it), and nothing is in flight at `shutdown` (it would hang for ever).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import multiprocessing
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -29,6 +30,8 @@ from shared.precision import cpu_dtype
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 LORA_MODULES = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 MAX_LABELS = 128
 # vLLM compiles LoRA buffers for these ranks only.
@@ -36,6 +39,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Tokens; vLLM's kernels for CPUs take multiples of it.
 CPU_BLOCK = 32
 DRAIN_S = 3.0
+WATCH_S = 0.5
 REPORT_S = 10.0
 
 
@@ -125,7 +129,9 @@ async def _log_lora_kernels(llm: Any, settings: Settings) -> None:
     Only a report: an engine whose workers cannot tell serves all the same.
     """
     try:
-        workers = await llm.collective_rpc("lora_kernels", timeout=REPORT_S)
+        workers = await _while_alive(
+            llm.collective_rpc("lora_kernels", timeout=REPORT_S), alive=lambda: not llm.errored
+        )
     except Exception as error:
         log.warning("lora_kernels_unknown", error=repr(error))
         return
@@ -133,6 +139,19 @@ async def _log_lora_kernels(llm: Any, settings: Settings) -> None:
     log.info("lora_kernels", used=used, dtype=str(llm.model_config.dtype))
     if settings.lora_kernels and any(name.startswith("vllm.") and name.endswith("CPU") for name in used):
         log.warning("slow_lora_kernels", used=used, hint="vLLM's own for CPUs, many times slower; its log says why")
+
+
+async def _while_alive(call: Coroutine[Any, Any, T], alive: Callable[[], bool]) -> T:
+    """The answer of one of vLLM's utility calls. EngineUnavailable where the engine dies: vLLM fails rankings alone."""
+    answering = asyncio.create_task(call)
+    try:
+        while not answering.done():
+            if not alive():
+                raise EngineUnavailable("the engine has died")
+            await asyncio.wait([answering], timeout=WATCH_S)
+    finally:
+        answering.cancel()
+    return answering.result()
 
 
 async def _end(building: asyncio.Task[Any]) -> None:
@@ -167,7 +186,7 @@ class VllmEngine:
         if any(lora.name == other.name or lora.path == other.path for other in self._loaded.values()):
             raise AdapterLoadFailed(f"adapter {lora.name}: its name or path is loaded already under another id")
         try:
-            accepted = await self._llm.add_lora(_lora_request(lora))
+            accepted = await self._answer(self._llm.add_lora(_lora_request(lora)))
         except Exception as error:
             await self._forget(lora)
             self._check_alive()
@@ -178,14 +197,19 @@ class VllmEngine:
         self._loaded[lora.lora_id] = lora
 
     async def remove_adapter(self, lora: LoraHandle) -> None:
-        if self._loaded.pop(lora.lora_id, None) is not None and self.alive:
+        if self._loaded.pop(lora.lora_id, None) is not None:
             await self._forget(lora)
 
     async def _forget(self, lora: LoraHandle) -> None:
+        if not self.alive:
+            return
         try:
-            await self._llm.remove_lora(lora.lora_id)
+            await self._answer(self._llm.remove_lora(lora.lora_id))
         except Exception as error:
             log.warning("adapter_not_removed", adapter=lora.name, error=repr(error))
+
+    async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
+        return await _while_alive(call, alive=lambda: self.alive)
 
     async def rank(self, token_ids: Sequence[int], label_ids: Sequence[int], lora: LoraHandle) -> list[float]:
         if not 1 <= len(label_ids) <= MAX_LABELS:

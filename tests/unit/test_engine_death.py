@@ -1,0 +1,99 @@
+"""vLLM answers no call about adapters once its engine has died: whoever waits for one is told all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from service import engine
+from service.engine import VllmEngine, _log_lora_kernels
+from service.ports import EngineUnavailable, LoraHandle
+from shared.types import AdapterName
+from tests.conftest import make_settings
+
+LORA = LoraHandle(1, AdapterName("shop-v000001"), Path("shop-v000001"))
+
+
+class Llm:
+    """An AsyncLLM whose engine dies during the call named `deadly`; a call that is waited for is in `waiting`."""
+
+    def __init__(self, deadly: str) -> None:
+        self.errored = False
+        self.waiting: set[str] = set()
+        self._deadly = deadly
+
+    async def add_lora(self, _: LoraHandle) -> bool:
+        return await self._call("add_lora")
+
+    async def remove_lora(self, _: int) -> bool:
+        return await self._call("remove_lora")
+
+    async def collective_rpc(self, _: str, timeout: float) -> bool:
+        return await self._call("collective_rpc")
+
+    async def _call(self, name: str) -> bool:
+        self.waiting.add(name)
+        try:
+            if name == self._deadly:
+                asyncio.get_running_loop().call_soon(setattr, self, "errored", True)
+                await asyncio.Event().wait()
+        finally:
+            self.waiting.discard(name)
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_lora_request", lambda lora: lora)
+
+
+async def test_an_engine_that_dies_while_it_loads_an_adapter_is_unavailable() -> None:
+    llm = Llm("add_lora")
+    async with asyncio.timeout(20):
+        with capture_logs() as said, pytest.raises(EngineUnavailable):
+            await VllmEngine(llm).add_adapter(LORA)
+    await asyncio.sleep(0)
+    assert not llm.waiting
+    assert said == [], "a dead engine holds no adapter that would have to be removed"
+
+
+async def test_an_engine_that_dies_while_it_removes_an_adapter_holds_nobody() -> None:
+    llm = Llm("remove_lora")
+    living = VllmEngine(llm)
+    await living.add_adapter(LORA)
+    async with asyncio.timeout(20):
+        await living.remove_adapter(LORA)
+    assert not living.alive
+
+
+async def test_an_engine_that_dies_while_it_names_its_kernels_holds_no_start() -> None:
+    async with asyncio.timeout(20):
+        with capture_logs() as said:
+            await _log_lora_kernels(Llm("collective_rpc"), make_settings())
+    assert [entry["event"] for entry in said] == ["lora_kernels_unknown"]
+
+
+@pytest.mark.parametrize("call", [VllmEngine.add_adapter, VllmEngine.remove_adapter])
+async def test_a_cancelled_caller_leaves_no_call_behind(
+    call: Callable[[VllmEngine, LoraHandle], Coroutine[Any, Any, None]],
+) -> None:
+    """Where the engine lives on, and is merely slow."""
+    llm = Llm(call.__name__.replace("adapter", "lora"))
+    slow = VllmEngine(llm)
+    if call is VllmEngine.remove_adapter:
+        await slow.add_adapter(LORA)
+    waiting = asyncio.create_task(call(slow, LORA))
+    async with asyncio.timeout(20):
+        while not llm.waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    llm.errored = False
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.sleep(0)
+    assert not llm.waiting
