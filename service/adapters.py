@@ -307,7 +307,11 @@ class AdapterManager:
             log.info("champion_flipped", domain=domain, adapter=champion, before=before.champion)
 
     def _retire(self, domain: DomainId) -> None:
-        kept = self._routes[domain].names | self._wanted[domain].names
+        route, wanted = self._routes[domain], self._wanted[domain]
+        kept = route.names | wanted.names
+        if route.champion is None and wanted.champion is not None:
+            # Each sync looks at the refused ancestors again; their slots know when to try them.
+            kept |= {slot.name for slot in self.slots(domain) if slot.state is SlotState.refused}
         for slot in self.slots(domain):
             if slot.name in kept or slot.state is SlotState.draining:
                 continue

@@ -1,0 +1,97 @@
+"""The follower itself, sync by sync, over a real registry; the engine is the fake one, and time is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from redis.asyncio import Redis
+
+from service.adapters import FIRST_RETRY_S, AdapterManager
+from service.engine_host import EngineHost
+from service.loading import ArtifactLoader, VersionFiles
+from service.slots import SlotState
+from service.store_guard import StoreGuard
+from shared.catalog import CatalogStore
+from shared.config import Settings
+from shared.metrics import Metrics
+from shared.refusals import RefusalStore
+from shared.registry import Registry
+from shared.types import AdapterName, DomainId
+from tests.service_support import SHOP, Engines, Publisher
+
+pytest_plugins = ["tests.service_fixtures"]
+
+ANOTHER_BASE = {"base_model_hash": "f" * 64}
+
+
+@dataclass
+class Follower:
+    """A manager whose syncs a test asks for. `loads` counts how often each version was fetched and checked."""
+
+    settings: Settings
+    redis: Redis
+    now: float = 0.0
+    engines: Engines = field(default_factory=Engines)
+    loads: Counter[AdapterName] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.publisher = Publisher(self.redis, self.settings)
+        self.metrics = Metrics()
+        self.host = EngineHost(self.engines, self.settings)
+        self._loader = ArtifactLoader(self.settings, self.publisher.artifacts)
+        self.manager = AdapterManager(
+            self.settings,
+            Registry(self.redis, self.publisher.artifacts),
+            CatalogStore(self.redis),
+            self.host,
+            self._load,
+            self.metrics,
+            StoreGuard(5.0, self.metrics),
+            RefusalStore(self.redis),
+            clock=lambda: self.now,
+        )
+
+    def _load(self, domain: DomainId, name: AdapterName) -> VersionFiles:
+        self.loads[name] += 1
+        return self._loader(domain, name)
+
+    def states(self) -> dict[AdapterName, SlotState]:
+        return {slot.name: slot.state for slot in self.manager.slots(SHOP)}
+
+    def figure(self, name: str, **labels: str) -> float | None:
+        """A metric's value; None where it has none."""
+        return self.metrics.registry.get_sample_value(f"evorec_{name}", {"domain": SHOP, **labels})
+
+
+@pytest.fixture
+async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> AsyncIterator[Follower]:
+    """Its engine runs."""
+    follower = Follower(service_settings, redis)
+    hosting = asyncio.create_task(follower.host.run())
+    async with asyncio.timeout(20):
+        while follower.host.current is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    yield follower
+    hosting.cancel()
+    await asyncio.gather(hosting, return_exceptions=True)
+    await follower.host.close()
+
+
+async def test_refused_versions_are_tried_again_ever_more_seldom_where_nothing_serves(follower: Follower) -> None:
+    parent, champion = [await follower.publisher.publish(**ANOTHER_BASE) for _ in range(2)]
+    for tries in (1, 2, 3):
+        for _ in range(3):
+            await follower.manager.sync(SHOP)
+        assert follower.loads == {champion: tries, parent: tries}
+        assert follower.states() == {champion: SlotState.refused, parent: SlotState.refused}
+        follower.now += FIRST_RETRY_S * 2 ** (tries - 1)
+    sound = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    assert follower.states()[sound] is SlotState.serving
+    async with asyncio.timeout(20):
+        while follower.states() != {sound: SlotState.serving}:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
