@@ -333,6 +333,15 @@ class AdapterManager:
             with suppress(KeyError):
                 self._metrics.adapter_loaded.remove(slot.domain, slot.name)
             log.info("adapter_unloaded", domain=slot.domain, adapter=slot.name)
+            await self._drop_copies(slot.domain)
+
+    async def _drop_copies(self, domain: DomainId) -> None:
+        """Under the domain's lock: nothing of it is being fetched."""
+        in_use = frozenset(slot.name for slot in self.slots(domain))
+        try:
+            await self._registry.drop_copies(domain, in_use)
+        except (RedisError, OSError) as error:
+            log.warning("copies_not_dropped", domain=domain, error=repr(error))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -150,7 +150,7 @@ class ArtifactStore:
         ):
             with attempt:
                 self._delete_files(self._at(domain, name))
-        shutil.rmtree(self._cache / domain / name, ignore_errors=True)
+        self.drop_copy(domain, name)
 
     def _delete_files(self, folder: str) -> None:
         if not self._fs.exists(folder):
@@ -158,6 +158,18 @@ class ArtifactStore:
         if self._fs.exists(f"{folder}/{MANIFEST}"):
             self._fs.rm_file(f"{folder}/{MANIFEST}")
         self._fs.rm(folder, recursive=True)
+
+    def copies(self, domain: DomainId) -> list[AdapterName]:
+        """The versions of which `fetch` has left a copy on this machine."""
+        self._at(domain)
+        folder = self._cache / domain
+        found = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+        return [AdapterName(name) for name in sorted(found) if _is_version(domain, name)]
+
+    def drop_copy(self, domain: DomainId, name: AdapterName) -> None:
+        """One that is not there is no error; the next `fetch` makes it anew."""
+        self._at(domain, name)
+        shutil.rmtree(self._cache / domain / name, ignore_errors=True)
 
     # -- single files -----------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 def intact(folder: Path, manifest: Manifest) -> bool:
     try:
         verify(folder, manifest)
-    except InvalidArtifact:
+    except (InvalidArtifact, FileNotFoundError):  # another process may remove it meanwhile
         return False
     return True
 

@@ -157,6 +157,17 @@ class Registry:
             await self._redis.srem(keys.pruned, name)
         return dropped
 
+    async def drop_copies(self, domain: DomainId, in_use: frozenset[AdapterName]) -> None:
+        """Removes this machine's copies of versions that are registered no longer, but for those in use."""
+        # Looked up before the registry is: what another process fetches meanwhile stays.
+        copies = await asyncio.to_thread(self._artifacts.copies, domain)
+        registered = {manifest.name for manifest in await self.versions(domain)}
+        if not registered:
+            return  # an emptied Redis knows no version, and `shared.rebuild` reads the copies
+        for name in copies:
+            if name not in registered | in_use:
+                await asyncio.to_thread(self._artifacts.drop_copy, domain, name)
+
     # -- aliases ----------------------------------------------------------------------------------
 
     async def publish(

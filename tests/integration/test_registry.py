@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -169,6 +170,21 @@ async def test_prune_keeps_the_newest_and_the_needed(registry: Registry, artifac
     kept = [V1, V2, adapter_name(BEAUTY, 5), adapter_name(BEAUTY, 6)]
     assert [version.name for version in await registry.versions(BEAUTY)] == artifacts.names(BEAUTY) == kept
     assert await registry.prune(BEAUTY, keep=10) == []
+
+
+async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_is_lost(
+    redis: Redis, redis_settings: Settings, tmp_path: Path
+) -> None:
+    """A rebuild reads the copies before it registers the versions."""
+    artifacts = ArtifactStore(redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+    registry = Registry(redis, artifacts)
+    for version in (manifest(1), manifest(2), manifest(3)):
+        artifacts.fetch(BEAUTY, commit(artifacts, version).name)
+    await registry.drop_copies(BEAUTY, frozenset())
+    assert artifacts.copies(BEAUTY) == [V1, V2, V3]
+    await registry.register(artifacts.manifest(BEAUTY, V1))
+    await registry.drop_copies(BEAUTY, frozenset([V2]))
+    assert artifacts.copies(BEAUTY) == [V1, V2]
 
 
 async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -25,7 +28,7 @@ from tests.service_support import SHOP, Engines, Publisher
 
 pytest_plugins = ["tests.service_fixtures"]
 
-ANOTHER_BASE = {"base_model_hash": "f" * 64}
+ANOTHER_BASE = "f" * 64
 
 
 @dataclass
@@ -67,22 +70,32 @@ class Follower:
         return self.metrics.registry.get_sample_value(f"evorec_{name}", {"domain": SHOP, **labels})
 
 
-@pytest.fixture
-async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> AsyncIterator[Follower]:
-    """Its engine runs."""
-    follower = Follower(service_settings, redis)
+@asynccontextmanager
+async def following(settings: Settings, redis: Redis) -> AsyncIterator[Follower]:
+    """One whose engine runs."""
+    follower = Follower(settings, redis)
     hosting = asyncio.create_task(follower.host.run())
-    async with asyncio.timeout(20):
-        while follower.host.current is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: follower.host.current is not None)
     yield follower
     hosting.cancel()
     await asyncio.gather(hosting, return_exceptions=True)
     await follower.host.close()
 
 
+@pytest.fixture
+async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> AsyncIterator[Follower]:
+    async with following(service_settings, redis) as follower:
+        yield follower
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_refused_versions_are_tried_again_ever_more_seldom_where_nothing_serves(follower: Follower) -> None:
-    parent, champion = [await follower.publisher.publish(**ANOTHER_BASE) for _ in range(2)]
+    parent, champion = [await follower.publisher.publish(base_model_hash=ANOTHER_BASE) for _ in range(2)]
     for tries in (1, 2, 3):
         for _ in range(3):
             await follower.manager.sync(SHOP)
@@ -92,6 +105,26 @@ async def test_refused_versions_are_tried_again_ever_more_seldom_where_nothing_s
     sound = await follower.publisher.publish()
     await follower.manager.sync(SHOP)
     assert follower.states()[sound] is SlotState.serving
-    async with asyncio.timeout(20):
-        while follower.states() != {sound: SlotState.serving}:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: follower.states() == {sound: SlotState.serving})
+
+
+async def test_copies_of_a_remote_stores_versions_go_with_their_registration(
+    service_settings: Settings, redis: Redis, shop: DomainId, tmp_path: Path
+) -> None:
+    """The worker that prunes is on another machine; what still answers somebody here stays."""
+    settings = service_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}/artifacts"})
+    worker = Publisher(redis, settings.model_copy(update={"state_dir": tmp_path / "worker"}))
+    async with following(settings, redis) as follower:
+        copies = partial(follower.publisher.artifacts.copies, SHOP)
+        first = await worker.publish()
+        await follower.manager.sync(SHOP)
+        with follower.manager.lease(SHOP, None):
+            second = await worker.publish()
+            await follower.manager.sync(SHOP)
+            assert copies() == [first, second]
+            third = await worker.publish()
+            assert await worker.registry.prune(SHOP, keep=1) == [first, second]
+            await follower.manager.sync(SHOP)
+            await until(lambda: copies() == [first, third])
+            assert follower.states() == {first: SlotState.draining, third: SlotState.serving}
+        await until(lambda: copies() == [third])
