@@ -114,8 +114,8 @@ class Histories(Protocol):
 
 
 class Popularity(Protocol):
-    async def top(self, domain: DomainId, n: int) -> list[tuple[ItemId, float]]:
-        """The n items with the largest shares, best first."""
+    async def counted(self, domain: DomainId) -> Mapping[ItemId, float]:
+        """Item -> share of every item that has had an event, deleted ones too, largest first."""
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
         """Each item's share; positive."""

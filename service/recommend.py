@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import structlog
 
@@ -203,13 +204,8 @@ class Recommender:
             allowed = [item for item in ask.candidates if ask.allows(catalog.items[item])]
             shares = await self._popularity.shares(ask.domain, allowed)
             return by_popularity(list(zip(allowed, shares, strict=True)))[: ask.count]
-        top = await self._popularity.top(ask.domain, len(catalog.items))
-        found = [pair for pair in top if pair[0] in catalog.items and ask.allows(catalog.items[pair[0]])][: ask.count]
-        if len(found) < ask.count:
-            counted = {item for item, _ in top}
-            rest = (item for item in catalog.items.values() if item.item_id not in counted and ask.allows(item))
-            found += [(item.item_id, 0.0) for item, _ in zip(rest, range(ask.count - len(found)), strict=False)]
-        return by_popularity(found)
+        counted = await self._popularity.counted(ask.domain)
+        return by_popularity(list(islice(_popular_first(ask, catalog, counted), ask.count)))
 
     # -- the LLM ----------------------------------------------------------------------------------
 
@@ -278,6 +274,19 @@ class Recommender:
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.recommend_stage_seconds.labels(stage).time():
             yield
+
+
+def _popular_first(
+    ask: Ask, catalog: CatalogSnapshot, counted: Mapping[ItemId, float]
+) -> Iterator[tuple[ItemId, float]]:
+    """The allowed items with their shares, one by one: a caller wants few of a large catalog."""
+    for item_id, share in counted.items():
+        item = catalog.items.get(item_id)
+        if item is not None and ask.allows(item):
+            yield item_id, share
+    for item_id, item in catalog.items.items():
+        if item_id not in counted and ask.allows(item):
+            yield item_id, 0.0
 
 
 def _influences(

@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from redis.asyncio import Redis
@@ -86,9 +85,9 @@ class PopularityStore:
         self._snapshots: dict[DomainId, _Snapshot] = {}
         self._reading: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def top(self, domain: DomainId, n: int) -> list[tuple[ItemId, float]]:
-        """The n items with the largest shares, best first."""
-        return list(islice((await self._shares(domain)).items(), n))
+    async def counted(self, domain: DomainId) -> Shares:
+        """Every item that has had an event, deleted ones too, largest share first."""
+        return await self._shares(domain)
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
         """Each item's share of the domain's decayed mass."""

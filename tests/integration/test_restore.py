@@ -54,8 +54,8 @@ async def everything(world: World, redis: Redis) -> dict[str, Any]:
         for user in USERS:
             found[f"history {user} {partition}"] = await redis.zrange(keys.history(user), 0, -1, withscores=True)
         found[f"events {partition}"] = sorted(await redis.keys(keys.event("*")))
-    popularity = await PopularityStore(redis, world.settings).top(BEAUTY, 100)
-    found["popularity"] = {item: pytest.approx(share) for item, share in popularity}
+    popularity = await PopularityStore(redis, world.settings).counted(BEAUTY)
+    found["popularity"] = {item: pytest.approx(share) for item, share in popularity.items()}
     return found
 
 

@@ -136,6 +136,20 @@ async def test_popularity_for_users_without_history(running: Running) -> None:
     assert (await running.recommend()).json()["adapter"] == name
 
 
+async def test_deleted_items_take_no_popular_ones_place(running: Running) -> None:
+    """Popularity counts on what was deleted, here more items than the catalog has left."""
+    for item in ITEMS[:20]:
+        for user in range(3):
+            await buy(running, f"u{user}", item.item_id)
+    for user, item in (("a", "i29"), ("b", "i29"), ("c", "i27")):
+        await buy(running, user, item)
+    for item in ITEMS[:20]:
+        assert (await running.http.delete(f"/items/{item.item_id}")).status_code == 204
+    items = (await running.recommend(user_id="stranger", history=None, count=100)).json()["items"]
+    assert [item["item_id"] for item in items] == ["i29", "i27", "i20", *(f"i{n}" for n in range(21, 27)), "i28"]
+    assert [item["score"] > 0 for item in items] == [True, True] + [False] * 8
+
+
 async def test_a_new_item_can_be_recommended_and_a_deleted_one_cannot(running: Running) -> None:
     await version_serves(running)
     new = {"item_id": "new", "title": "red blue green cream"}

@@ -51,7 +51,7 @@ async def everything_visible(redis: Redis, settings: Settings) -> object:
     return (
         await history.get_many(BEAUTY, users),
         users,
-        await PopularityStore(redis, settings).top(BEAUTY, 100),
+        list((await PopularityStore(redis, settings).counted(BEAUTY)).items()),
         await read_all(log),
         await log.tail(BEAUTY),
         await log.count(BEAUTY, {}),
@@ -180,7 +180,7 @@ async def test_only_positive_events_count_as_popular(redis: Redis, redis_setting
     await InteractionLog(redis, redis_settings).append(
         BEAUTY, [interaction("u1", "bought"), interaction("u2", "looked at", event_type="click")]
     )
-    assert await PopularityStore(redis, redis_settings).top(BEAUTY, 10) == [("bought", 1.0)]
+    assert await PopularityStore(redis, redis_settings).counted(BEAUTY) == {"bought": 1.0}
 
 
 GARBAGE: list[dict[str, str | bytes]] = [
