@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from redis.asyncio import Redis
@@ -20,6 +21,13 @@ log = structlog.get_logger(__name__)
 MAX_TEXT = 512
 # Control characters, halves of surrogate pairs (no encoding takes them), line and paragraph separators.
 _BLANKED = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+# KEYS: items, catalog version.  ARGV: item id.  -> 1 where there was such an item
+DELETE = """
+if redis.call('HDEL', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('INCR', KEYS[2])
+return 1
+"""
 
 
 def clean_text(value: str) -> str:
@@ -40,6 +48,7 @@ class CatalogStore:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._dead_letters = DeadLetters(redis)
+        self._delete = redis.register_script(DELETE)
 
     async def put(self, domain: DomainId, items: Sequence[Item]) -> int:
         """Inserts or replaces; returns how many distinct items that were. Texts are cleaned on the way in."""
@@ -62,37 +71,30 @@ class CatalogStore:
             return {}
         records = await self._redis.hmget(DomainKeys(domain).items, list(item_ids))
         pairs = zip(item_ids, map(maybe_text, records), strict=True)
-        return {
-            item.item_id: item
-            for item in await self._decoded(domain, ((i, record) for i, record in pairs if record is not None))
-        }
+        items, unreadable = _decoded((item_id, record) for item_id, record in pairs if record is not None)
+        await self._set_aside(domain, unreadable)
+        return {item.item_id: item for item in items}
 
     async def delete(self, domain: DomainId, item_id: ItemId) -> bool:
-        """False where there was no such item."""
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hdel(DomainKeys(domain).items, item_id)
-        pipe.incr(DomainKeys(domain).catalog_version)
-        removed, _ = await pipe.execute()
+        """False where there was no such item, and nothing changes."""
+        keys = DomainKeys(domain)
+        if not await self._delete(keys=[keys.items, keys.catalog_version], args=[item_id]):
+            return False
         await self._redis.publish(CHANGES_CHANNEL, domain)
-        return bool(removed)
+        return True
 
     async def all(self, domain: DomainId) -> list[Item]:
         """The whole catalog, ordered by item id, so that everybody who numbers it numbers it alike."""
         records = await self._redis.hgetall(DomainKeys(domain).items)
-        pairs = ((ItemId(text(item_id)), text(record)) for item_id, record in sorted(records.items()))
-        return await self._decoded(domain, pairs)
-
-    async def _decoded(self, domain: DomainId, records: Iterable[tuple[ItemId, str]]) -> list[Item]:
-        """The items that can be read; the others become dead letters."""
-        items = []
-        for item_id, record in records:
-            try:
-                items.append(_decode(item_id, record))
-            except Unreadable as error:
-                letter = DeadLetter(reason=f"catalog entry: {error}", item_id=item_id, raw=record)
-                if await self._dead_letters.add(domain, letter):
-                    log.warning("catalog_entry_unreadable", domain=domain, reason=str(error))
+        # A large catalog takes long, and a loop that serves has to answer meanwhile.
+        items, unreadable = await asyncio.to_thread(_decoded_in_order, records)
+        await self._set_aside(domain, unreadable)
         return items
+
+    async def _set_aside(self, domain: DomainId, unreadable: Sequence[DeadLetter]) -> None:
+        for letter in unreadable:
+            if await self._dead_letters.add(domain, letter):
+                log.warning("catalog_entry_unreadable", domain=domain, reason=letter.reason)
 
     async def size(self, domain: DomainId) -> int:
         return int(await self._redis.hlen(DomainKeys(domain).items))
@@ -119,6 +121,21 @@ def _encode(item: Item) -> str:
         ensure_ascii=False,
         separators=(",", ":"),
     )
+
+
+def _decoded_in_order(records: Mapping[bytes | str, bytes | str]) -> tuple[list[Item], list[DeadLetter]]:
+    return _decoded((ItemId(text(item_id)), text(record)) for item_id, record in sorted(records.items()))
+
+
+def _decoded(records: Iterable[tuple[ItemId, str]]) -> tuple[list[Item], list[DeadLetter]]:
+    """The items that can be read; the others as dead letters."""
+    items, unreadable = [], []
+    for item_id, record in records:
+        try:
+            items.append(_decode(item_id, record))
+        except Unreadable as error:
+            unreadable.append(DeadLetter(reason=f"catalog entry: {error}", item_id=item_id, raw=record))
+    return items, unreadable
 
 
 def _decode(item_id: ItemId, record: str) -> Item:

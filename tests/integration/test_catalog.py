@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+
+import pytest
 from redis.asyncio import Redis
 
-from shared.catalog import MAX_TEXT, CatalogStore
+from shared.catalog import MAX_TEXT, CatalogStore, _decode
 from shared.types import DomainId, Item, ItemId
 from tests.factories import BEAUTY
 
@@ -56,6 +60,35 @@ async def test_every_change_raises_the_version(redis: Redis) -> None:
         assert await change
         versions.append(await catalog.version(BEAUTY))
     assert versions == sorted(set(versions))
-    assert not await catalog.delete(BEAUTY, CREAM.item_id)
     assert await catalog.all(BEAUTY) == []
     assert await catalog.exists(BEAUTY)
+
+
+async def test_deleting_what_is_not_there_changes_nothing(redis: Redis) -> None:
+    """Every change has each replica read the whole catalog anew."""
+    catalog = CatalogStore(redis)
+    await catalog.put(BEAUTY, [CREAM])
+    version = await catalog.version(BEAUTY)
+    assert not await catalog.delete(BEAUTY, SOAP.item_id)
+    assert not await catalog.delete(DomainId("toys"), CREAM.item_id)
+    assert await catalog.version(BEAUTY) == version
+    assert await catalog.version(DomainId("toys")) == 0
+
+
+async def test_the_loop_goes_on_while_a_catalog_is_decoded(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = CatalogStore(redis)
+    await catalog.put(BEAUTY, [CREAM, SOAP])
+    decode, begun, answered = _decode, threading.Event(), threading.Event()
+
+    def slow(item_id: ItemId, record: str) -> Item:
+        begun.set()
+        assert answered.wait(20)
+        return decode(item_id, record)
+
+    monkeypatch.setattr("shared.catalog._decode", slow)
+    reading = asyncio.create_task(catalog.all(BEAUTY))
+    async with asyncio.timeout(20):
+        while not begun.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    answered.set()
+    assert await reading == [CREAM, SOAP]
