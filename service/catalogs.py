@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from service.ports import CatalogSnapshot
 from service.store_guard import StoreAway, StoreGuard
@@ -26,7 +26,8 @@ class Catalogs:
         self._timeout_s = timeout_s
         self._prepare = prepare
         self._snapshots: dict[DomainId, CatalogSnapshot] = {}
-        self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Of those that somebody holds or waits for: callers may name any number of domains that do not exist.
+        self._locks: WeakValueDictionary[DomainId, asyncio.Lock] = WeakValueDictionary()
 
     async def get(self, domain: DomainId, named: Set[ItemId] = frozenset()) -> CatalogSnapshot:
         """The domain's catalog, read anew where it lacks one of `named`.
@@ -54,7 +55,7 @@ class Catalogs:
 
     async def refresh(self, domain: DomainId) -> CatalogSnapshot | None:
         """The catalog, read anew if it has changed; None where there is none."""
-        async with self._locks[domain]:
+        async with self._lock(domain):
             version = await self._store.version(domain)
             current = self._snapshots.get(domain)
             if version == 0 or (current is not None and current.version == version):
@@ -70,5 +71,8 @@ class Catalogs:
     async def unchanging(self, domain: DomainId) -> AsyncIterator[CatalogSnapshot]:
         """The catalog, which stays the newest one for the block. UnknownDomain where there is none."""
         await self.get(domain)
-        async with self._locks[domain]:
+        async with self._lock(domain):
             yield self._snapshots[domain]
+
+    def _lock(self, domain: DomainId) -> asyncio.Lock:
+        return self._locks.setdefault(domain, asyncio.Lock())

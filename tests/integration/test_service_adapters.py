@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from service.slots import SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.errors import UnknownDomain
 from shared.metrics import Metrics
 from shared.refusals import RefusalStore
 from shared.registry import Registry
@@ -128,3 +130,16 @@ async def test_copies_of_a_remote_stores_versions_go_with_their_registration(
             await until(lambda: copies() == [first, third])
             assert follower.states() == {first: SlotState.draining, third: SlotState.serving}
         await until(lambda: copies() == [third])
+
+
+async def test_domains_that_do_not_exist_leave_nothing_behind(follower: Follower) -> None:
+    def locks() -> int:
+        gc.collect()
+        return sum(type(each) is asyncio.Lock for each in gc.get_objects())
+
+    await follower.manager.catalog(SHOP)
+    before = locks()
+    for number in range(100):
+        with pytest.raises(UnknownDomain):
+            await follower.manager.catalog(DomainId(f"nowhere{number}"))
+    assert locks() < before + 10
