@@ -117,6 +117,7 @@ def _lifespan(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await host.close()
+            services.recommender.close()
             await services.redis.aclose()
             await services.patient.aclose()
             if isinstance(services.queue, CeleryQueue):

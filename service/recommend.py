@@ -10,9 +10,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import ParamSpec, TypeVar
 
 import structlog
 
@@ -36,6 +39,9 @@ from shared.retriever import in_categories
 from shared.types import DomainId, Item, ItemId, UserId
 
 log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 INFLUENCES = 3
 NAMED_UNKNOWN = 10
@@ -88,8 +94,14 @@ class Recommender:
         self._engine = engine
         self._prompts = prompts
         self._metrics = metrics
+        # Not asyncio's own threads: those may all be waiting for an artifact store that has stalled.
+        self._threads = ThreadPoolExecutor(thread_name_prefix="recommend")
         self._answering = 0
         self._running = 0
+
+    def close(self) -> None:
+        """Once no request is left."""
+        self._threads.shutdown(wait=False)
 
     async def recommend(self, request: RecommendRequest) -> Recommendation:
         """UnknownDomain, InvalidInput that names the unknown items, or Overloaded: nothing queues without bound."""
@@ -176,7 +188,7 @@ class Recommender:
         if not ask.history:
             return Answer(await self._popular(ask, catalog), "no_history")
         with self._timed("retrieve"):
-            pairs = await asyncio.to_thread(self._retrieve, ask, version)
+            pairs = await self._in_thread(self._retrieve, ask, version)
         if not pairs:
             return Answer([], adapter=version)
         outcome = await self._llm(ask, version, [item for item, _ in pairs])
@@ -205,7 +217,7 @@ class Recommender:
             shares = await self._popularity.shares(ask.domain, allowed)
             return by_popularity(list(zip(allowed, shares, strict=True)))[: ask.count]
         counted = await self._popularity.counted(ask.domain)
-        return by_popularity(list(islice(_popular_first(ask, catalog, counted), ask.count)))
+        return by_popularity(await self._in_thread(_most_popular, ask, catalog, counted))
 
     # -- the LLM ----------------------------------------------------------------------------------
 
@@ -259,7 +271,7 @@ class Recommender:
         shares = await self._popularity.shares(ask.domain, ids)
         # The window that the LLM saw; each of its items costs one pass of the retriever.
         window = shown(ask.history, self._settings.prompt_history)
-        influences = await asyncio.to_thread(_influences, window, ids, answer.adapter, catalog)
+        influences = await self._in_thread(_influences, window, ids, answer.adapter, catalog)
         return {
             each.item_id: Reason(
                 llm_log_probability=each.llm,
@@ -270,23 +282,24 @@ class Recommender:
             for each, share in zip(answer.ranked, shares, strict=True)
         }
 
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.recommend_stage_seconds.labels(stage).time():
             yield
 
 
-def _popular_first(
-    ask: Ask, catalog: CatalogSnapshot, counted: Mapping[ItemId, float]
-) -> Iterator[tuple[ItemId, float]]:
-    """The allowed items with their shares, one by one: a caller wants few of a large catalog."""
-    for item_id, share in counted.items():
-        item = catalog.items.get(item_id)
-        if item is not None and ask.allows(item):
-            yield item_id, share
-    for item_id, item in catalog.items.items():
-        if item_id not in counted and ask.allows(item):
-            yield item_id, 0.0
+def _most_popular(ask: Ask, catalog: CatalogSnapshot, counted: Mapping[ItemId, float]) -> list[tuple[ItemId, float]]:
+    """The first `ask.count` allowed items with their shares; no item of a large catalog beyond those is looked at."""
+
+    def in_order() -> Iterator[tuple[ItemId, float]]:
+        yield from ((item_id, share) for item_id, share in counted.items() if item_id in catalog.items)
+        yield from ((item_id, 0.0) for item_id in catalog.items if item_id not in counted)
+
+    allowed = (pair for pair in in_order() if ask.allows(catalog.items[pair[0]]))
+    return list(islice(allowed, ask.count))
 
 
 def _influences(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -141,13 +142,13 @@ async def test_deleted_items_take_no_popular_ones_place(running: Running) -> Non
     for item in ITEMS[:20]:
         for user in range(3):
             await buy(running, f"u{user}", item.item_id)
-    for user, item in (("a", "i29"), ("b", "i29"), ("c", "i27")):
-        await buy(running, user, item)
+    for buyer, bought in (("a", "i29"), ("b", "i29"), ("c", "i27")):
+        await buy(running, buyer, bought)
     for item in ITEMS[:20]:
         assert (await running.http.delete(f"/items/{item.item_id}")).status_code == 204
     items = (await running.recommend(user_id="stranger", history=None, count=100)).json()["items"]
-    assert [item["item_id"] for item in items] == ["i29", "i27", "i20", *(f"i{n}" for n in range(21, 27)), "i28"]
-    assert [item["score"] > 0 for item in items] == [True, True] + [False] * 8
+    assert [each["item_id"] for each in items] == ["i29", "i27", *(f"i{n}" for n in range(20, 27)), "i28"]
+    assert [each["score"] > 0 for each in items] == [True, True] + [False] * 8
 
 
 async def test_a_new_item_can_be_recommended_and_a_deleted_one_cannot(running: Running) -> None:
@@ -208,6 +209,22 @@ async def test_beyond_the_limit_requests_are_turned_away_and_told_when_to_come_b
         assert refused.headers["Retry-After"] == "1"
         assert refused.json()["title"] == "Too many requests at once"
         assert (await running.recommend()).status_code == 200
+
+
+async def test_recommendations_go_on_while_an_artifact_store_stalls(running: Running) -> None:
+    """Its threads are asyncio's own, and there are few of them."""
+    name = await version_serves(running)
+    back = threading.Event()
+    stalled = [asyncio.create_task(asyncio.to_thread(back.wait)) for _ in range(100)]
+    try:
+        async with asyncio.timeout(20):
+            ranked = (await running.recommend(explain=True)).json()
+            popular = (await running.recommend(user_id="stranger", history=None)).json()
+    finally:
+        back.set()
+        await asyncio.gather(*stalled)
+    assert (ranked["adapter"], ranked["degraded"]) == (name, False)
+    assert popular["degraded"] == "no_history"
 
 
 async def test_an_engine_that_dies_is_replaced_and_answers_go_on_meanwhile(running: Running) -> None:
