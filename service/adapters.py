@@ -22,7 +22,7 @@ from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
 from service.ports import CatalogSnapshot, EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
 from service.router import DomainRoute, choose
-from service.slots import Readiness, Slot, SlotState
+from service.slots import ChampionChange, Readiness, Slot, SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -67,6 +67,7 @@ class AdapterManager:
         self._slots: dict[AdapterName, Slot] = {}
         self._routes: dict[DomainId, DomainRoute] = {}
         self._wanted: dict[DomainId, DomainRoute] = {}
+        self._changes: dict[DomainId, ChampionChange] = {}
         self._catalogs = Catalogs(catalog, guard, settings.store_timeout_ms / 1000, prepare=self._reindexed)
         self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lora_ids: dict[AdapterName, int] = {}
@@ -182,6 +183,8 @@ class AdapterManager:
             await self._catalogs.refresh(domain)
             route = await self._registry.route(domain)
             champion = (await self._registry.aliases(domain)).get(CHAMPION)
+            if champion != self._wanted.get(domain, DomainRoute()).champion:
+                self._changes[domain] = ChampionChange(noticed=self._clock())
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
             for name in sorted(wanted.names):
                 await self._ensure(domain, name)
@@ -220,7 +223,7 @@ class AdapterManager:
     # -- loading ----------------------------------------------------------------------------------
 
     async def _ensure(self, domain: DomainId, name: AdapterName) -> None:
-        slot = self._slots.setdefault(name, Slot(name, domain, noticed=self._clock()))
+        slot = self._slots.setdefault(name, Slot(name, domain))
         if slot.state is SlotState.refused and self._clock() < slot.retry_at:
             return
         try:
@@ -266,10 +269,15 @@ class AdapterManager:
                 slot.state = SlotState.waiting
                 return
             slot.generation = generation
-            self._metrics.adapter_loaded.labels(slot.domain, slot.name).set(1)
+            loaded = self._metrics.adapter_loaded.labels(slot.domain, slot.name)
+            loaded.set_function(lambda: self._held(slot))  # an engine that dies unloads nothing
             with suppress(RedisError, OSError):  # a process before this one may have refused it as well
                 await self._refusals.clear(slot.domain, slot.name)
         slot.state, slot.refusal, slot.failures = SlotState.serving, None, 0
+
+    def _held(self, slot: Slot) -> bool:
+        """Whether the engine that runs now holds the version."""
+        return self._host.current is not None and slot.generation == self._host.generation
 
     async def _add_and_warm(self, engine: RankingEngine, slot: Slot, lora: LoraHandle) -> None:
         slot.state = SlotState.loading
@@ -285,7 +293,6 @@ class AdapterManager:
         slot.state, slot.refusal = SlotState.refused, str(error) or repr(error)
         slot.retry_at = self._clock() + min(FIRST_RETRY_S * 2**slot.failures, LONGEST_RETRY_S)
         slot.failures += 1
-        self._metrics.adapter_swaps.labels(slot.domain, "failed").inc()
         self._metrics.adapter_refusals.labels(slot.domain, type(error).__name__).inc()
         log.error("adapter_refused", domain=slot.domain, adapter=slot.name, reason=slot.refusal)
         with suppress(RedisError, OSError):  # the log and the metric have it
@@ -302,9 +309,23 @@ class AdapterManager:
             challenger = None
         self._routes[domain] = DomainRoute(champion, challenger, wanted.share)
         if champion is not None and champion != before.champion:
-            self._metrics.adapter_swaps.labels(domain, "ok").inc()
-            self._metrics.adapter_swap_seconds.observe(self._clock() - self._slots[champion].noticed)
             log.info("champion_flipped", domain=domain, adapter=champion, before=before.champion)
+        self._count_change(domain, moved=champion != before.champion)
+
+    def _count_change(self, domain: DomainId, *, moved: bool) -> None:
+        """A change fails once, however often its champion is tried, and may still succeed; ancestors are no change."""
+        change, answering = self._changes.get(domain), self._routes[domain].champion
+        if change is None:
+            return
+        if answering != self._wanted[domain].champion:
+            if not change.failed:
+                change.failed = True
+                self._metrics.adapter_swaps.labels(domain, "failed").inc()
+            return
+        del self._changes[domain]
+        if answering is not None and moved:
+            self._metrics.adapter_swaps.labels(domain, "ok").inc()
+            self._metrics.adapter_swap_seconds.observe(self._clock() - change.noticed)
 
     def _retire(self, domain: DomainId) -> None:
         route, wanted = self._routes[domain], self._wanted[domain]

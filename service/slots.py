@@ -29,7 +29,6 @@ class Slot:
 
     name: AdapterName
     domain: DomainId
-    noticed: float
     state: SlotState = SlotState.fetching
     files: VersionFiles | None = None
     version: ServingVersion | None = None
@@ -52,6 +51,14 @@ class Slot:
         self.in_flight -= 1
         if self.in_flight == 0:
             self.idle.set()
+
+
+@dataclass(slots=True)
+class ChampionChange:
+    """Another champion is wanted than before. `noticed`: when; `failed`: it was refused, and is tried again."""
+
+    noticed: float
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from shared.config import Settings
 from shared.errors import UnknownDomain
 from shared.metrics import Metrics
 from shared.refusals import RefusalStore
-from shared.registry import Registry
+from shared.registry import CHAMPION, Registry
 from shared.types import AdapterName, DomainId
 from tests.service_support import SHOP, Engines, Publisher
 
@@ -66,6 +66,10 @@ class Follower:
 
     def states(self) -> dict[AdapterName, SlotState]:
         return {slot.name: slot.state for slot in self.manager.slots(SHOP)}
+
+    def swaps(self) -> dict[str, float]:
+        counts = {outcome: self.figure("adapter_swaps_total", outcome=outcome) for outcome in ("ok", "failed")}
+        return {outcome: count for outcome, count in counts.items() if count}
 
     def figure(self, name: str, **labels: str) -> float | None:
         """A metric's value; None where it has none."""
@@ -143,3 +147,65 @@ async def test_domains_that_do_not_exist_leave_nothing_behind(follower: Follower
         with pytest.raises(UnknownDomain):
             await follower.manager.catalog(DomainId(f"nowhere{number}"))
     assert locks() < before + 10
+
+
+async def test_a_swap_is_timed_from_when_its_champion_was_wanted(follower: Follower) -> None:
+    """Not from when a challenger's trial began, or when the version that a rollback goes back to first came."""
+    first = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    challenger = await follower.publisher.publish(champion=False)
+    registry = follower.publisher.registry
+    await registry.set_route(SHOP, challenger, 0.5, paused=False)
+    await follower.manager.sync(SHOP)
+    follower.now += 1000.0
+    await registry.move_alias(SHOP, CHAMPION, challenger, first)
+    with follower.manager.lease(SHOP, None):
+        await follower.manager.sync(SHOP)
+        follower.now += 1000.0
+        await registry.rollback(SHOP)
+        await follower.manager.sync(SHOP)
+    assert follower.swaps() == {"ok": 3.0}
+    assert follower.metrics.registry.get_sample_value("evorec_adapter_swap_seconds_sum") == 0.0
+
+
+async def test_a_change_of_champion_fails_once_and_nothing_else_counts_as_one(follower: Follower) -> None:
+    sound = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    challenger = await follower.publisher.publish(champion=False, base_model_hash=ANOTHER_BASE)
+    await follower.publisher.registry.set_route(SHOP, challenger, 0.5, paused=False)
+    await follower.manager.sync(SHOP)
+    assert follower.swaps() == {"ok": 1.0}
+    refused = await follower.publisher.publish(base_model_hash=ANOTHER_BASE)
+    for tries in (1, 2, 3):
+        await follower.manager.sync(SHOP)
+        assert follower.loads[refused] == tries
+        assert follower.swaps() == {"ok": 1.0, "failed": 1.0}
+        follower.now += 1000.0
+    await follower.publisher.registry.rollback(SHOP)
+    await follower.manager.sync(SHOP)
+    with follower.manager.lease(SHOP, None) as version:
+        assert version is not None
+        assert version.name == sound
+    assert follower.swaps() == {"ok": 1.0, "failed": 1.0}, "it has served all along"
+
+
+async def test_an_adapter_counts_as_loaded_while_the_engine_that_holds_it_lives(follower: Follower) -> None:
+    name = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    assert follower.figure("adapter_loaded", adapter=name) == 1.0
+    follower.engines.gate = asyncio.Event()
+    follower.engines.last.die()
+    await follower.manager.sync(SHOP)
+    assert follower.figure("adapter_loaded", adapter=name) == 0.0
+    follower.engines.gate.set()
+    await until(lambda: follower.host.current is not None)
+    files = follower.publisher.artifacts.fetch(SHOP, name)
+    weights = (files / "adapter_model.safetensors").rename(files / "aside")
+    await follower.manager.sync(SHOP)
+    assert follower.states() == {name: SlotState.refused}
+    assert follower.figure("adapter_loaded", adapter=name) == 0.0
+    weights.rename(files / "adapter_model.safetensors")
+    follower.now += FIRST_RETRY_S
+    await follower.manager.sync(SHOP)
+    assert follower.states() == {name: SlotState.serving}
+    assert follower.figure("adapter_loaded", adapter=name) == 1.0
