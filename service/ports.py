@@ -118,7 +118,7 @@ class Popularity(Protocol):
         """Item -> share of every item that has had an event, deleted ones too, largest first."""
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
-        """Each item's share; positive."""
+        """Each item's share; 0 without an event."""
 
 
 @dataclass(frozen=True, slots=True)
