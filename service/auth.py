@@ -113,14 +113,22 @@ class KeyRing:
     def __or__(self, other: KeyRing) -> KeyRing:
         return KeyRing({**self.principals, **other.principals}, (*self.plain, *other.plain))
 
-    def authenticate(self, key: str | None, client_host: str | None, *, forwarded: bool = False) -> Principal:
+    def authenticate(
+        self, key: str | None, client_host: str | None, *, forwarded: bool = False, foreign_page: bool = False
+    ) -> Principal:
         """The caller's principal. Without configured keys the machine itself may do everything, others nothing.
 
-        `forwarded`: a proxy passed the request on, so `client_host` does not say who asks.
+        `forwarded`: a proxy passed the request on, so `client_host` does not say who asks. `foreign_page`: nor does it
+        where a web page from elsewhere asks, in a browser on this machine.
         """
         if not self.principals:
             if forwarded or not is_loopback(client_host):
                 raise Unauthorized("without EVOREC_API_KEYS only this machine itself is served; configure keys")
+            if foreign_page:
+                raise Forbidden(
+                    "without EVOREC_API_KEYS the service answers at localhost, 127.0.0.1 or [::1] alone, and no web "
+                    "page from elsewhere; ask there, or configure keys"
+                )
             return EVERYTHING
         if key is None:
             raise Unauthorized("send your API key in the header X-API-Key")

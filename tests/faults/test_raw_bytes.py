@@ -18,7 +18,7 @@ from tests.service_support import Running, serving
 
 pytest_plugins = ["tests.service_fixtures"]
 
-RECOMMEND = b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+RECOMMEND = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
 EVENT = b'{"interactions": [{"user_id": "u", "item_id": "i1", "timestamp": %s}]}'
 BODIES = {
     "invalid UTF-8": b'{"user_id": "\xff\xfe\x80"}',
@@ -48,19 +48,19 @@ BODIES = {
 RAW = {
     "garbage": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "bad method": b"G@T / HTTP/1.1\r\nhost: x\r\n\r\n",
-    "CONNECT": b"CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n",
-    "asterisk": b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "absolute target": b"GET http://other/items/i1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "bytes in the path": b"GET /items/\xff\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "bad escapes in the path": b"GET /items/%zz%ff%00 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "dots in the path": b"GET /items/../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    "bad method": b"G@T / HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "CONNECT": b"CONNECT example.com:443 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "asterisk": b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    "absolute target": b"GET http://other/items/i1 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    "bytes in the path": b"GET /items/\xff\xfe HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    "bad escapes in the path": b"GET /items/%zz%ff%00 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    "dots in the path": b"GET /items/../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
     "bad host": b"GET /items/i1/ HTTP/1.1\r\nhost: [::1\r\nconnection: close\r\n\r\n",
     "no host": b"GET /nowhere HTTP/1.1\r\nconnection: close\r\n\r\n",
-    "bad version": b"GET / HTTP/9.9\r\nhost: x\r\n\r\n",
-    "websocket": b"GET /recommend HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-    "header injection": b"GET /items/i1 HTTP/1.1\r\nhost: x\r\nx-request-id: a\rb\r\nconnection: close\r\n\r\n",
-    "folded header": b"GET /items/i1 HTTP/1.1\r\nhost: x\r\nx: a\r\n b\r\nconnection: close\r\n\r\n",
+    "bad version": b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
+    "websocket": b"GET /recommend HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    "header injection": b"GET /items/i1 HTTP/1.1\r\nhost: localhost\r\nx-request-id: a\rb\r\nconnection: close\r\n\r\n",
+    "folded header": b"GET /items/i1 HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\r\nconnection: close\r\n\r\n",
     "two lengths": RECOMMEND + b"content-length: 2\r\ncontent-length: 20\r\n\r\n{}",
     "length and chunks": RECOMMEND + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "negative length": RECOMMEND + b"content-length: -1\r\n\r\n{}",
@@ -70,8 +70,8 @@ RAW = {
     "chunk without end": RECOMMEND + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
     "chunk of all the memory": RECOMMEND + b"transfer-encoding: chunked\r\n\r\nffffffffffffffff\r\n{}",
     "body that is half there": RECOMMEND + b"content-length: 100\r\n\r\n{",
-    "pipelined garbage": b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n\x00\x01\x02\xff\r\n\r\n",
-    "pipelined requests": b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n" * 50 + b"\r\n",
+    "pipelined garbage": b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n\x00\x01\x02\xff\r\n\r\n",
+    "pipelined requests": b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n" * 50 + b"\r\n",
     "half a head": b"GET /health/live HTTP/1.1\r\nhost",
 }
 

@@ -67,6 +67,44 @@ async def test_without_keys_a_proxied_caller_is_turned_away(running: Running) ->
     assert answer.status_code == 401
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example:8000"},
+        {"Host": "localhost.rebound.example"},
+        {"Host": ""},
+        {"Host": "[::1"},
+        {"Origin": "https://shop.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_without_keys_a_web_page_from_elsewhere_is_turned_away(running: Running, headers: dict[str, str]) -> None:
+    answer = await running.http.post("/admin/rollback", headers=headers)
+    assert (answer.status_code, "configure keys" in answer.json()["detail"]) == (403, True)
+    assert (await running.http.get("/health/live", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "localhost"},
+        {"Host": "LOCALHOST:8000"},
+        {"Host": "127.8.9.1:1"},
+        {"Host": "[::1]:8000", "Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"},
+    ],
+)
+async def test_without_keys_this_machine_is_served_by_any_of_its_names(
+    running: Running, headers: dict[str, str]
+) -> None:
+    assert (await running.http.get("/admin/adapters", headers=headers)).status_code == 200
+
+
+async def test_with_keys_a_service_has_any_name(guarded: Running) -> None:
+    headers = {"X-API-Key": "boss", "Host": "shop.example", "Origin": "https://shop.example"}
+    assert (await guarded.http.get("/admin/adapters", headers=headers)).status_code == 200
+
+
 async def test_an_evolution_is_queued_once_watched_and_cancelled(running: Running) -> None:
     first = await running.http.post("/admin/evolve", json={"force": True, "dry_run": True})
     assert first.status_code == 202

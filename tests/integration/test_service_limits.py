@@ -96,7 +96,8 @@ async def test_each_call_takes_a_body_of_its_size(running: Running, path: str, k
 
 
 async def test_an_announced_body_is_refused_before_it_comes(running: Running) -> None:
-    head = b"POST /interactions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\nexpect: 100-continue\r\n\r\n"
+    head = b"POST /interactions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999999999999\r\n"
+    head += b"expect: 100-continue\r\n\r\n"
     answer = await raw(running, head)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"100 Continue" not in answer
@@ -104,7 +105,7 @@ async def test_an_announced_body_is_refused_before_it_comes(running: Running) ->
 
 async def test_strangers_are_refused_before_their_body_is_read(serve: Serve) -> None:
     async with serve(api_keys=(SecretStr("k:admin"),)) as service:
-        head = b"POST /interactions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n"
+        head = b"POST /interactions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n"
         assert (await raw(service, head)).startswith(b"HTTP/1.1 401")
 
 
@@ -120,7 +121,8 @@ async def test_depth_is_limited_on_the_raw_bytes(running: Running, depth: int) -
 
 async def test_a_body_that_does_not_come_is_408(serve: Serve) -> None:
     async with serve(receive_timeout_s=0.3) as service:
-        head = b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        head = b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        head += b"content-length: 100\r\n\r\n{"
         answer = await raw(service, head)
         assert answer.startswith(b"HTTP/1.1 408")
         document = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -129,7 +131,7 @@ async def test_a_body_that_does_not_come_is_408(serve: Serve) -> None:
         assert (await raw(service, chunked.removesuffix(b"{"), b"1\r\n{\r\n")).startswith(b"HTTP/1.1 408")
 
 
-@pytest.mark.parametrize("head", [b"", b"\r\n", b"GET", b"GET /health/live HTTP/1.1\r\nhost: x\r\nx-slow:"])
+@pytest.mark.parametrize("head", [b"", b"\r\n", b"GET", b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nx-slow:"])
 async def test_a_head_that_does_not_come_is_408(serve: Serve, head: bytes) -> None:
     async with serve(receive_timeout_s=0.3) as service:
         assert (await raw(service, head)).startswith(b"HTTP/1.1 408")
@@ -139,7 +141,7 @@ async def test_bytes_between_requests_do_not_keep_a_connection(serve: Serve) -> 
     async with serve(receive_timeout_s=0.3) as service:
         address = urlsplit(str(service.http.base_url))
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        writer.write(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await reader.readuntil(b"alive")
         writer.write(b"\r\n")
         assert b"HTTP/1.1 408" in await asyncio.wait_for(reader.read(), 30)
@@ -166,8 +168,10 @@ async def test_a_large_head_is_431(running: Running, head: bytes, size: int) -> 
 async def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
     """A chunk of bytes that holds the end of a body and the beginning of a head is no large head."""
     large = b" " * 60_000 + b"{}"
-    post = b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    last = b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    post = (
+        b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    )
+    last = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     answer = await raw(running, (post % len(large) + large) * 3 + last)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"422", b"422", b"422", b"200"]
 
@@ -175,7 +179,7 @@ async def test_pipelined_requests_are_answered_in_order(running: Running) -> Non
 async def test_a_caller_that_leaves_is_no_server_error(running: Running) -> None:
     address = urlsplit(str(running.http.base_url))
     _, writer = await asyncio.open_connection(address.hostname, address.port)
-    writer.write(b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    writer.write(b"POST /recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
     await writer.drain()
     await asyncio.sleep(0.1)
     writer.close()
