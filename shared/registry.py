@@ -208,20 +208,23 @@ class Registry:
         """Compare-and-set; AliasMoved where the alias is not at `expected`, NotFound for an unknown version."""
         await self._move_to(domain, alias, to, expected, reason=reason)
 
-    async def rollback(self, domain: DomainId) -> AdapterName:
+    async def rollback(self, domain: DomainId, leaving: AdapterName | None = None) -> AdapterName:
         """Points the champion at its parent, or, where that is gone, at the champion before it; returns that.
 
-        Conflict where there is nothing to go back to.
+        With the champion that it is to leave, a rollback that has happened already succeeds and does nothing.
+        Conflict where there is nothing to go back to, AliasMoved where the champion is a third one by now, NotFound
+        where the one to leave is unknown.
         """
         current = await self.champion(domain)
         if current is None:
             raise Conflict(f"domain {domain!r} has no champion to roll back")
-        known = {manifest.name: manifest for manifest in await self.versions(domain)}
-        candidates = [known[current].parent, *reversed(await self._former_champions(domain))]
-        target = next((name for name in candidates if name in known and name != current), None)
+        left = await self.manifest(domain, leaving or current)
+        known = {manifest.name for manifest in await self.versions(domain)}
+        candidates = [left.parent, *reversed(await self._former_champions(domain))]
+        target = next((name for name in candidates if name in known and name != left.name), None)
         if target is None:
-            raise Conflict(f"adapter {current} of domain {domain!r} has no earlier version to go back to")
-        await self._move_to(domain, CHAMPION, target, current, reason="rollback")
+            raise Conflict(f"adapter {left.name} of domain {domain!r} has no earlier version to go back to")
+        await self._move_to(domain, CHAMPION, target, left.name, reason="rollback")
         return target
 
     async def aliases(self, domain: DomainId) -> dict[str, AdapterName]:

@@ -65,10 +65,11 @@ async def promote(name: str, request: Request, services: ServicesDep) -> AliasAn
 @router.post("/rollback", responses=responses(400, 401, 403, 404, 409, 422, 503))
 async def rollback(request: Request, services: ServicesDep, body: RollbackRequest | None = None) -> AliasAnswer:
     """Back to the champion's parent. The window it learned from is new again."""
-    named = body.domain if body is not None else None
-    decided(request.state, domain=services.domain(named))
-    domain = await services.known_domain(named)
-    champion = await services.registry.rollback(domain)
+    body = body or RollbackRequest()
+    leaving = AdapterName(body.leaving) if body.leaving is not None else None
+    decided(request.state, **({"from": leaving} if leaving else {}), domain=services.domain(body.domain))
+    domain = await services.known_domain(body.domain)
+    champion = await services.registry.rollback(domain, leaving)
     services.adapters.schedule(domain)
     return AliasAnswer(domain=domain, champion=champion)
 

@@ -39,6 +39,12 @@ class AliasAnswer(BaseModel):
 
 class RollbackRequest(Request):
     domain: DomainName | None = None
+    leaving: Identifier | None = Field(
+        None,
+        alias="from",
+        description="The champion to go back from: with it, a call that is repeated goes back once",
+        examples=["beauty-v000008"],
+    )
 
 
 class RouteRequest(Request):

@@ -142,6 +142,20 @@ async def test_rollback_follows_the_parents(registry: Registry, artifacts: Artif
     ]
 
 
+async def test_a_rollback_that_names_what_it_leaves_goes_back_once(
+    registry: Registry, artifacts: ArtifactStore
+) -> None:
+    await three_versions(registry, artifacts)
+    assert [await registry.rollback(BEAUTY, V3), await registry.rollback(BEAUTY, V3)] == [V2, V2]
+    assert await registry.champion(BEAUTY) == V2
+    assert await registry.rollback(BEAUTY, V2) == V1
+    with pytest.raises(AliasMoved, match=f"points at {V1}, not at {V3}"):
+        await registry.rollback(BEAUTY, V3)
+    with pytest.raises(NotFound):
+        await registry.rollback(BEAUTY, adapter_name(BEAUTY, 9))
+    assert await registry.champion(BEAUTY) == V1
+
+
 async def test_rollback_without_parent_takes_the_former_champion(registry: Registry, artifacts: ArtifactStore) -> None:
     await publish(registry, artifacts, 1)
     with pytest.raises(Conflict, match="no earlier version"):

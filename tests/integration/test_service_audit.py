@@ -46,6 +46,7 @@ async def test_every_decision_is_recorded_with_its_input(guarded: Running) -> No
         ("POST", f"/admin/adapters/{version}/promote", None, 200, {"champion": version}),
         ("PUT", "/admin/routes", {"paused": True}, 200, {"paused": True}),
         ("POST", "/admin/rollback", {}, 409, {}),
+        ("POST", "/admin/rollback", {"from": version}, 409, {"from": version}),
         ("DELETE", "/items/i7", None, 204, {"deleted_item": "i7"}),
         ("DELETE", "/users/u%2F1", None, 404, {"erased_user": "u/1"}),
         ("PUT", "/admin/routes", {"share": 7}, 422, {}),
@@ -63,7 +64,7 @@ async def test_every_decision_is_recorded_with_its_input(guarded: Running) -> No
         assert (record["key"], record["scopes"], record["client"]) == ("boss", ["admin"], "127.0.0.1")
         assert record["request_id"] == "r-1"
         assert before <= record["at"] <= time.time()
-    assert [each["domain"] for each in reversed(records)] == [SHOP, "nowhere", *[SHOP] * 6, None]
+    assert [each["domain"] for each in reversed(records)] == [SHOP, "nowhere", *[SHOP] * 7, None]
     assert [each["path"] for each in await trail(guarded, 1)] == ["/admin/routes"]
 
 
