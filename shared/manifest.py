@@ -18,7 +18,8 @@ from shared.types import AdapterName, DomainId, EvolutionId, StreamPositions
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
 """{"before" | "after": {"U_A" | "U_I" | "U": {"n": 40.0, "hr@1": 0.2, ...}}}"""
 
-_NAME = re.compile(rf"({DOMAIN_PATTERN})-v(\d{{6,}})", re.ASCII)
+# Python reads no number of more than 4300 digits, and no domain has so many versions.
+_NAME = re.compile(rf"({DOMAIN_PATTERN})-v(\d{{6,18}})", re.ASCII)
 
 
 def adapter_name(domain: DomainId, number: int) -> AdapterName:

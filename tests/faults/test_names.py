@@ -40,6 +40,7 @@ VERSION_TRICKS = (
     *(f"{trick}-v000001" for trick in TRICKS),
     *("shop-v1", "shop-v00001", "shop-v000001/..", "../shop-v000001", "shop-v\u0660\u0660\u0660\u0660\u0660\u0661"),
     *("shop-v000001\n", "shop-v000001\x00", "shop-v-00001", "shop-v0000a1", "shop-v000001.json", "shop-v000001%2f.."),
+    f"shop-v{'1' * 5000}",
 )
 domains = st.sampled_from(TRICKS) | st.text(max_size=80).filter(lambda text: not re.fullmatch("[a-z0-9_-]+", text))
 versions = st.sampled_from(VERSION_TRICKS) | domains.map(lambda text: f"{text}-v000001")
