@@ -32,6 +32,7 @@ async def put_items(
     domain = services.domain(body.domain)
     new = not await services.catalog.exists(domain)
     if new and not principal.has(Scope.admin):
+        decided(request.state, domain=domain, created_domain=True)
         raise Forbidden(f"there is no domain {domain!r}, and creating one takes the scope admin")
     parsed, rejected = parse_each(CatalogItem, body.items)
     good: dict[str, Item] = {}
@@ -40,10 +41,10 @@ async def put_items(
             good[item.item_id] = Item(ItemId(item.item_id), item.title, item.category, item.brand, item.available)
         else:
             rejected.append(Rejected(index=index, reason="title: nothing is left of it without control characters"))
+    if good and new:
+        decided(request.state, domain=domain, created_domain=True)  # beforehand: what fails half way is recorded too
     upserted = await services.catalog.put(domain, list(good.values())) if good else 0
     if good:
-        if new:
-            decided(request.state, domain=domain, created_domain=True)
         services.adapters.schedule(domain)
     return ItemsAnswer(upserted=upserted, rejected=sorted(rejected, key=lambda each: each.index))
 

@@ -82,6 +82,33 @@ async def test_denied_calls_are_recorded_reads_too(guarded: Running) -> None:
     assert "secret" not in str(records)
 
 
+async def test_who_creates_a_domain_or_tries_to_is_recorded(guarded: Running, redis: Redis) -> None:
+    async def put(domain: str, headers: dict[str, str], **item: str) -> int:
+        body = {"domain": domain, "items": [{"item_id": "i1", **item}]}
+        return (await guarded.http.put("/items", json=body, headers=headers)).status_code
+
+    with capture_logs() as logs:
+        assert await put("tried", WRITER, title="red cream") == 403
+        assert await put("empty", BOSS) == 200  # the one item is rejected: no domain comes of it
+        assert await put("made", BOSS, title="red cream") == 200
+        assert await put("made", WRITER, title="blue cream") == 200
+        await redis.config_set("maxmemory", 1)  # Redis reads, and refuses to write
+        try:
+            assert await put("half", BOSS, title="red cream") == 503
+        finally:
+            await redis.config_set("maxmemory", 0)
+    written = [
+        (each["key"], each["domain"], each["status"], each["input"]) for each in logs if each["event"] == "audit"
+    ]
+    created = {"created_domain": True}
+    assert written == [
+        ("writer", "tried", 403, created),
+        ("boss", "made", 200, created),
+        ("boss", "half", 503, created),
+    ]
+    assert [each["domain"] for each in await trail(guarded)] == ["made", "tried"]
+
+
 async def test_strangers_cannot_push_the_trail_out(
     guarded: Running, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
