@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from evolver.backend import Backend
 from shared.config import Settings
-from shared.errors import EvorecError
+from shared.errors import EvorecError, Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId
 
@@ -41,10 +41,18 @@ class Figures:
         )
 
     def serve(self, settings: Settings) -> None:
-        """In a thread of its own; nothing where no port is set."""
-        if settings.worker_metrics_port is not None:
-            start_http_server(settings.worker_metrics_port, settings.worker_metrics_host, self.registry)
-            log.info("metrics_served", host=settings.worker_metrics_host, port=settings.worker_metrics_port)
+        """In a thread of its own; nothing where no port is set. Unavailable where it cannot be listened on."""
+        host, port = settings.worker_metrics_host, settings.worker_metrics_port
+        if port is None:
+            return
+        try:
+            start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise Unavailable(
+                f"the worker cannot serve its figures on port {port} (EVOREC_WORKER_METRICS_PORT) of {host}: "
+                f"{error.strerror}; end what listens there, or set another port for this worker, or none"
+            ) from error
+        log.info("metrics_served", host=host, port=port)
 
     async def read(self, backend: Backend) -> None:
         """Every domain anew, where anybody can ask; one that cannot be read keeps its figures."""

@@ -87,9 +87,11 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
     configure_logging(settings, "worker")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    figures = Figures()
+    figures.serve(settings)  # before the worker takes a task: Celery swallows what a signal's receiver raises
     stopping = Flag()
     app = create_app(settings, Surroundings(pipeline=pipeline, interrupted=stopping.is_set))
-    ticker = Ticker(settings, tasks.enqueuer(app), tasks.upkeep_enqueuer(app))
+    ticker = Ticker(settings, figures, tasks.enqueuer(app), tasks.upkeep_enqueuer(app))
 
     def begin(**_: object) -> None:
         ticker.start()
@@ -146,16 +148,15 @@ def _kill_self_after(seconds: float) -> None:
 class Ticker:
     """Both ticks every `settings.trigger_tick_s`, in a thread of its own; survives whatever they raise."""
 
-    def __init__(self, settings: Settings, enqueue: Enqueue, enqueue_upkeep: EnqueueUpkeep) -> None:
+    def __init__(self, settings: Settings, figures: Figures, enqueue: Enqueue, enqueue_upkeep: EnqueueUpkeep) -> None:
         self._settings = settings
+        self._figures = figures
         self._enqueue = enqueue
         self._enqueue_upkeep = enqueue_upkeep
-        self._figures = Figures()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="evolver-tick", daemon=True)
 
     def start(self) -> None:
-        self._figures.serve(self._settings)
         self._thread.start()
 
     def stop(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 from pathlib import Path
 
 import psutil
+from redis.asyncio import Redis
 
 from evolver import lease, tasks
 from evolver.attempt import Surroundings
@@ -17,7 +19,16 @@ from shared.config import Settings
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.types import EvolutionId
-from tests.integration.evolver_support import DOMAIN, USERS, WorkerProcess, fill, finished, in_stage, until
+from tests.integration.evolver_support import (
+    DOMAIN,
+    REAL_WORKER,
+    USERS,
+    WorkerProcess,
+    fill,
+    finished,
+    in_stage,
+    until,
+)
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -201,3 +212,17 @@ async def test_an_idle_worker_stops_at_once(backend: Backend, worker: WorkerProc
 
     assert worker.wait() == 0
     assert time.monotonic() - begun < 5
+
+
+def test_a_worker_whose_metrics_port_is_taken_ends_and_says_so(redis: Redis, evolver_settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        worker = WorkerProcess(evolver_settings.model_copy(update={"worker_metrics_port": port}), REAL_WORKER)
+        worker.start()
+        try:
+            assert worker.wait() == 1
+        finally:
+            worker.kill()
+    assert "worker_ready" not in worker.log
+    for word in (str(port), "EVOREC_WORKER_METRICS_PORT", "in use", "set another port"):
+        assert word in " ".join(worker.log.split())
