@@ -6,9 +6,9 @@ import asyncio
 import sys
 
 import httpx
-import psutil
 import redis.exceptions
 
+from evolver import heartbeat
 from shared.config import Settings
 from shared.errors import EvorecError, Unavailable
 from shared.redis_client import connect
@@ -27,23 +27,15 @@ def check_service(settings: Settings) -> None:
 
 
 def check_worker(settings: Settings) -> None:
-    """The worker's process is there and its Redis answers. It serves no port, so this is all one can ask for."""
-    if not any(_is_worker(process) for process in psutil.process_iter(["cmdline", "status"])):
-        raise Unavailable("no worker process runs here")
-    asyncio.run(_ping(settings))
+    """The worker's tick has come to its end lately, in the Redis that it shares with this check."""
+    if not asyncio.run(_beats(settings)):
+        raise Unavailable("no worker of this host has ended a tick lately; its log says why (tick_failed)")
 
 
-def _is_worker(process: psutil.Process) -> bool:
-    command: list[str] = process.info["cmdline"] or []
-    alive = process.info["status"] != psutil.STATUS_ZOMBIE
-    # Celery renames the process once it consumes.
-    return alive and (command[-1:] == ["worker"] or "".join(command[:1]).startswith("[celeryd"))
-
-
-async def _ping(settings: Settings) -> None:
+async def _beats(settings: Settings) -> bool:
     client = connect(settings)
     try:
-        await asyncio.wait_for(client.ping(), _TIMEOUT_S)
+        return await asyncio.wait_for(heartbeat.beats(client), _TIMEOUT_S)
     except (redis.exceptions.RedisError, TimeoutError, OSError) as error:
         raise Unavailable(f"Redis does not answer: {error!r}") from error
     finally:

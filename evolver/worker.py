@@ -18,7 +18,7 @@ from typing import Any, Final
 import structlog
 from celery import Celery, signals
 
-from evolver import tasks, trigger, upkeep
+from evolver import heartbeat, tasks, trigger, upkeep
 from evolver.attempt import Surroundings, load_pipeline
 from evolver.backend import open_backend
 from evolver.figures import Figures
@@ -176,4 +176,5 @@ class Ticker:
                 await trigger.tick(backend, self._enqueue)
                 await upkeep.tick(backend, self._enqueue_upkeep)
                 await self._figures.read(backend)
+                await heartbeat.beat(backend.redis, self._settings.trigger_tick_s)
                 await asyncio.to_thread(self._stop.wait, self._settings.trigger_tick_s)

@@ -18,6 +18,12 @@ CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes 
 AUDIT = "evorec:audit"  # stream, capped: administration and deletions
 AUDIT_DENIED = "evorec:audit-denied"  # stream, capped: those who were not allowed to
 
+
+def heartbeat(host: str) -> str:
+    """String with expiry: a worker of the host has ended a tick."""
+    return f"evorec:heartbeat:{host}"
+
+
 # Narrow, because a domain names folders, keys and adapters.
 DOMAIN_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 

@@ -15,11 +15,13 @@ from typing import Final
 
 import psutil
 
+from deploy.health import check_worker
 from evolver.attempt import Surroundings
 from evolver.backend import Backend
 from evolver.evolve import evolve, evolve_once
 from evolver.inputs import Pipeline
 from shared.config import Settings
+from shared.errors import Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId, EvolutionId, Interaction, Item, ItemId, UserId
 from tests.integration.fake_pipeline import FakePipeline
@@ -76,6 +78,15 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: 
     while not await condition():
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         await asyncio.sleep(0.05)
+
+
+async def healthy_worker(settings: Settings) -> bool:
+    """Whether the health check of a worker's container is content."""
+    try:
+        await asyncio.to_thread(check_worker, settings)
+    except Unavailable:
+        return False
+    return True
 
 
 async def finished(backend: Backend, evolution_id: EvolutionId, timeout_s: float = 30.0) -> Evolution:

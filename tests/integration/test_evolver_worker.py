@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from tests.integration.evolver_support import (
     WorkerProcess,
     fill,
     finished,
+    healthy_worker,
     in_stage,
     until,
 )
@@ -226,3 +230,30 @@ def test_a_worker_whose_metrics_port_is_taken_ends_and_says_so(redis: Redis, evo
     assert "worker_ready" not in worker.log
     for word in (str(port), "EVOREC_WORKER_METRICS_PORT", "in use", "set another port"):
         assert word in " ".join(worker.log.split())
+
+
+async def test_a_worker_is_healthy_while_its_tick_goes_on(
+    redis: Redis, worker: WorkerProcess, evolver_settings: Settings
+) -> None:
+    assert not await healthy_worker(evolver_settings)
+    worker.start()
+    await until(lambda: healthy_worker(evolver_settings), "the first tick's end")
+
+    async def unhealthy() -> bool:
+        return not await healthy_worker(evolver_settings)
+
+    process = psutil.Process(worker.pid)
+    process.suspend()
+    await until(unhealthy, "the notice that nothing ticks")
+    process.resume()
+    await until(lambda: healthy_worker(evolver_settings), "the next tick's end")
+
+
+async def test_the_health_check_as_a_command_fails_where_no_worker_ticks(
+    redis: Redis, evolver_settings: Settings
+) -> None:
+    command = [sys.executable, "-m", "deploy.health", "worker"]
+    env = {**os.environ, "EVOREC_REDIS_URL": str(evolver_settings.redis_url)}
+    check = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (check.returncode, check.stdout) == (1, "")
+    assert "no worker of this host has ended a tick lately" in check.stderr

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from deploy.demo.state import free_port
-from deploy.health import check_worker
 from shared.config import Settings
+from tests.integration.evolver_support import healthy_worker, until
 
 START_S = 120
 
@@ -90,8 +90,7 @@ def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 async def test_ctrl_c_leaves_nothing_running(up: Up) -> None:
     await up.until_started()
-    settings = Settings(_env_file=None, state_dir=up.state)
-    await asyncio.to_thread(check_worker, settings)
+    await until(lambda: healthy_worker(Settings(_env_file=None, state_dir=up.state)), "the worker's first tick")
     names = {line.split("|")[0].strip() for line in up.text().splitlines() if " | " in line}
     assert {"redis", "worker", "service"} <= names
     members = up.members()
