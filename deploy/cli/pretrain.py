@@ -22,7 +22,9 @@ _SMOOTHING = 0.97
 
 
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder of the base model; its checkpoint makes a second call go on")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the base model; a second call with the same data and options goes on")
+    ],
     items: Annotated[Path | None, typer.Option(help="items.jsonl[.gz]; without it, generated stores")] = None,
     interactions: Annotated[Path | None, typer.Option(help="interactions.csv[.gz]")] = None,
     until: Annotated[str | None, typer.Option(help="ISO date, exclusive: the model sees nothing from here on")] = None,

@@ -88,7 +88,7 @@ def main(
     """Pretrain, bootstrap, ingest, evolve, recommend."""
     items, interactions = data / "items.jsonl.gz", data / "interactions.csv.gz"
     past, window, user = _dates(interactions)
-    base = (state / "base").absolute()
+    base = (state / domain / "base").absolute()
     env = {
         "EVOREC_STATE_DIR": str(state.absolute()),
         "EVOREC_BASE_MODEL": str(base),

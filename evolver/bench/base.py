@@ -19,13 +19,11 @@ from evolver.bench.timeline import Timeline
 from evolver.inputs import EvolutionInputs
 from evolver.pretrain.config import PretrainConfig, scaled
 from evolver.pretrain.corpus import corpus_of
-from evolver.pretrain.run import pretrain
+from evolver.pretrain.run import FINISHED, pretrain
 from shared.base_model import base_model_folder, base_model_hash, base_model_info
 from shared.config import SHIPPED_BASE_MODEL
 from shared.errors import InvalidInput
 
-FINISHED = "pretrain.json"
-"""Written last: a folder without it is of a run that was cut off, and pretraining goes on from its checkpoint."""
 MAX_WARMUP_SHARE = 0.2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,12 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evolver.pretrain.config import PretrainConfig
+from evolver.pretrain.corpus import Corpus
 from evolver.pretrain.loss import RankingLoss
 
 
-def save_checkpoint(
-    folder: Path, ranking: RankingLoss, optimizers: Sequence[torch.optim.Optimizer], step: int, config: PretrainConfig
-) -> None:
+def checkpoint_folder(out: Path, corpora: Sequence[Corpus], config: PretrainConfig) -> Path:
+    """Of everything that the run depends on: what has seen other data is nothing to go on from."""
+    digest = hashlib.sha256(json.dumps(asdict(replace(config, compile=False)), sort_keys=True).encode())
+    for corpus in corpora:
+        content = [[asdict(item) for item in corpus.items], list(corpus.sequences.items())]
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    return out / "checkpoint" / digest.hexdigest()[:16]
+
+
+def save_checkpoint(folder: Path, ranking: RankingLoss, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
     """Weights, optimiser state and step in one safetensors file, replaced atomically."""
     tensors = {f"model.{name}": value for name, value in ranking.state_dict().items() if not _tied(name)}
     for number, optimizer in enumerate(optimizers):
@@ -29,22 +38,18 @@ def save_checkpoint(
     save_file(
         {name: value.cpu().contiguous() for name, value in tensors.items()},
         temporary,
-        {"step": str(step), "config": _key(config)},
+        {"step": str(step)},
     )
     temporary.replace(folder / "state.safetensors")
 
 
-def load_checkpoint(
-    folder: Path, ranking: RankingLoss, optimizers: Sequence[torch.optim.Optimizer], config: PretrainConfig
-) -> int:
-    """Steps done so far; 0 where there is no checkpoint or it is of another configuration."""
+def load_checkpoint(folder: Path, ranking: RankingLoss, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Steps done so far; 0 where there is no checkpoint."""
     path = folder / "state.safetensors"
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    if metadata["config"] != _key(config):
-        return 0
     tensors = load_file(path)
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     ranking.load_state_dict(weights, strict=False)
@@ -61,7 +66,3 @@ def load_checkpoint(
 
 def _tied(name: str) -> bool:
     return name.endswith("lm_head.weight") or name.startswith("trunk.")
-
-
-def _key(config: PretrainConfig) -> str:
-    return json.dumps(asdict(replace(config, compile=False)), sort_keys=True)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from evolver.attention import attend_blockwise
-from evolver.pretrain.checkpoint import load_checkpoint, save_checkpoint
+from evolver.pretrain.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from evolver.pretrain.config import PretrainConfig, learning_rate_factor
 from evolver.pretrain.corpus import Corpus
 from evolver.pretrain.loss import RankingLoss, fast_in_bfloat16
@@ -27,17 +27,20 @@ from shared.prompt import PromptBuilder
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
+FINISHED = "pretrain.json"
+"""Written last: a folder without it is of a run that was cut off, and pretraining goes on from its checkpoint."""
+
 
 def pretrain(
     corpora: Sequence[Corpus], out: Path, config: PretrainConfig, progress: Progress, *, device: str = "cpu"
 ) -> None:
     """Train tokenizer and model on the corpora and write the base model to `out`.
 
-    Checkpoints lie in `out/checkpoint`; a second call with the same configuration goes on from the last one.
+    Checkpoints lie in `out/checkpoint`; a second call with the same corpora and configuration goes on from the last.
     """
     # Compiling pays on CPUs that compute in float32, where it fuses what would run from memory.
     config = replace(config, compile=config.compile and not fast_in_bfloat16(torch.device(device)))
-    checkpoint = out / "checkpoint"
+    checkpoint = checkpoint_folder(out, corpora, config)
     checkpoint.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer_of(corpora, checkpoint, config)
     builder = PromptBuilder(
@@ -53,8 +56,9 @@ def pretrain(
     ranking = RankingLoss(model.to(device), config).to(device)
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    done = load_checkpoint(checkpoint, ranking, optimizers, config)
+    done = load_checkpoint(checkpoint, ranking, optimizers)
     sampler = Sampler(corpora, builder, config.seed)
+    (out / FINISHED).unlink(missing_ok=True)  # a base of other data does not pass for this one's while this one is made
     step = 0
     for stage in config.stages:
         length = sampler.length(stage)
@@ -66,10 +70,10 @@ def pretrain(
                         group["lr"] = rate * factor
                 progress(step, config.total_steps, train_step(ranking, optimizers, sampler.batch(stage, step, length)))
                 if (step + 1) % config.checkpoint_every == 0:
-                    save_checkpoint(checkpoint, ranking, optimizers, step + 1, config)
+                    save_checkpoint(checkpoint, ranking, optimizers, step + 1)
             step += 1
     save_base_model(out, model.cpu(), tokenizer)
-    (out / "pretrain.json").write_text(json.dumps(asdict(replace(config, compile=False)), indent=1) + "\n")
+    (out / FINISHED).write_text(json.dumps(asdict(replace(config, compile=False)), indent=1) + "\n")
 
 
 def make_optimizers(ranking: RankingLoss, config: PretrainConfig) -> list[torch.optim.Optimizer]:

@@ -1,16 +1,74 @@
-"""`evorec pretrain` makes a base of the shape that is asked for, from a catalog's past."""
+"""`evorec pretrain` makes a base of the shape that is asked for, from a catalog's past, and from nothing else."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
-from shared.base_model import base_model_info
+from evolver.pretrain.config import PretrainConfig, Stage, shaped
+from evolver.pretrain.corpus import Corpus, corpus_of
+from evolver.pretrain.run import pretrain
+from shared.base_model import base_model_hash, base_model_info
 from shared.errors import InvalidInput
-from tests.bench_support import write_shop
+from shared.types import Item, ItemId
+from tests.bench_support import make_interactions, make_items, write_shop
+from tests.factories import interaction
+
+SHORT = shaped(
+    PretrainConfig(
+        stages=(Stage(steps=3, batch=4, candidates=4, history=2, hard=0.0),), checkpoint_every=1, compile=False
+    ),
+    hidden_size=96,
+    n_layers=4,
+)
+LATER = Item(ItemId("later"), "Zyxwvut of the Future")
+
+
+class Stopped(Exception):
+    """What a run is cut off by."""
+
+
+def past_and_more() -> tuple[Corpus, Corpus]:
+    """A shop's past, and the same with what came later: an item that nobody knew before."""
+    items, events = make_items(), make_interactions()
+    more = corpus_of((*items, LATER), (*events, interaction("u000", LATER.item_id, at=10**8)))
+    return corpus_of(items, events), more
+
+
+def steps_of(corpus: Corpus, out: Path, *, stop_at: int | None = None) -> list[int]:
+    """The steps that a run does."""
+    done: list[int] = []
+
+    def progress(step: int, total: int, parts: dict[str, float]) -> None:
+        if step == stop_at:
+            raise Stopped
+        done.append(step)
+
+    pretrain([corpus], out, SHORT, progress)
+    return done
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_its_own_data_alone(tmp_path: Path) -> None:
+    past, more = past_and_more()
+    with pytest.raises(Stopped):
+        steps_of(more, tmp_path / "base", stop_at=2)
+    assert steps_of(past, tmp_path / "base") == [0, 1, 2]
+    assert steps_of(past, tmp_path / "fresh") == [0, 1, 2]
+    assert base_model_hash(str(tmp_path / "base")) == base_model_hash(str(tmp_path / "fresh"))
+    assert steps_of(more, tmp_path / "base") == [2]
+
+
+def test_a_finished_base_of_other_data_does_not_pass_for_one_that_was_cut_off(tmp_path: Path) -> None:
+    past, more = past_and_more()
+    steps_of(more, tmp_path)
+    assert (tmp_path / "pretrain.json").exists()
+    with pytest.raises(Stopped):
+        steps_of(past, tmp_path, stop_at=1)
+    assert not (tmp_path / "pretrain.json").exists()
 
 
 def test_a_base_of_another_shape(tmp_path: Path) -> None:
