@@ -57,7 +57,7 @@ def pretrain(
     optimizers = make_optimizers(ranking, config)
     initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     done = load_checkpoint(checkpoint, ranking, optimizers)
-    sampler = Sampler(corpora, builder, config.seed)
+    sampler = Sampler(corpora, builder, config.stages, config.seed)
     (out / FINISHED).unlink(missing_ok=True)  # a base of other data does not pass for this one's while this one is made
     step = 0
     for stage in config.stages:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from evolver.pretrain.config import Stage
 from evolver.pretrain.corpus import Corpus, by_category
+from shared.errors import InvalidInput
 from shared.prompt import Prompt, PromptBuilder
 
 
@@ -33,22 +34,33 @@ class Batch:
 class Sampler:
     """Draws training prompts from corpora; a step's batch depends on seed and step alone, so that a resumed run is the
     same run.
+
+    Who had nearly all of the catalog is asked nothing: there are not enough other candidates. Raises `InvalidInput`
+    where that leaves nobody.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], builder: PromptBuilder, seed: int) -> None:
+    def __init__(self, corpora: Sequence[Corpus], builder: PromptBuilder, stages: Sequence[Stage], seed: int) -> None:
         self._corpora = corpora
         self._builder = builder
         self._seed = seed
         self._by_category = [by_category(corpus.items) for corpus in corpora]
+        candidates = max(stage.candidates for stage in stages)
         self._positions = np.array(
             [
                 (number, user, position)
                 for number, corpus in enumerate(corpora)
                 for user, sequence in enumerate(corpus.sequences.values())
+                if len(corpus.items) - len(set(sequence)) >= candidates - 1
                 for position in range(1, len(sequence))
             ],
             dtype=np.int64,
         )
+        if not len(self._positions):
+            raise InvalidInput(
+                f"A base learns to choose among {candidates} items, {candidates - 1} of which the user never had, and "
+                f"of {sum(len(corpus.items) for corpus in corpora)} items no user with two interactions leaves that "
+                "many. Give a larger catalog, or take a base that there is (the shipped one; `evorec bench --base`)."
+            )
         self._sequences = [list(corpus.sequences.values()) for corpus in corpora]
 
     def batch(self, stage: Stage, step: int, length: int) -> Batch:

@@ -89,3 +89,11 @@ def test_a_width_that_heads_cannot_share_is_refused(tmp_path: Path) -> None:
     assert isinstance(outcome.exception, InvalidInput)
     assert "multiple of 96, not 100" in str(outcome.exception)
     assert not (tmp_path / "base").exists()
+
+
+def test_a_catalog_too_small_for_the_recipe_is_refused(tmp_path: Path) -> None:
+    bought = [interaction(f"u{user}", f"i{number:03d}", at=number) for user in range(20) for number in range(12)]
+    files = write_shop(tmp_path, make_items(30), bought)
+    outcome = CliRunner().invoke(app, ["pretrain", *files, "--scale", "0.001", "--out", str(tmp_path / "base")])
+    assert isinstance(outcome.exception, InvalidInput)
+    assert "larger catalog" in str(outcome.exception)
