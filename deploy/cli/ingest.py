@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,7 @@ from deploy.files import Loaded, parse_date, read_interactions, read_items
 from deploy.loading import Loader, Total, load_interactions, load_items, loader
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
+from shared.errors import EvorecError
 from shared.evolutions import Evolution
 from shared.redis_client import connect
 from shared.restore import Restored, Restorer
@@ -122,12 +123,33 @@ async def _bootstrap(
 ) -> Evolution:
     async with options.client(url, api_key) as client, loader(client, direct) as to:
         await _load(to, domain, items, ())
-        async with AsyncExitStack() as cleanup:
-            # A trigger must not fire on half of the past.
-            await client.pause_evolutions(domain, True)
-            cleanup.push_async_callback(client.pause_evolutions, domain, False)
+        async with evolutions_paused(client, domain):
             await _load(to, domain, (), events)
         return await first_version(client, domain)
+
+
+@asynccontextmanager
+async def evolutions_paused(client: ServiceClient, domain: DomainId) -> AsyncIterator[None]:
+    """A trigger must not fire on half of the past. A pause that was there before is there afterwards."""
+    if (await client.adapters(domain))[0].paused:
+        yield
+        return
+    await client.pause_evolutions(domain, True)
+    try:
+        yield
+    finally:
+        try:
+            await client.pause_evolutions(domain, False)
+        except (EvorecError, asyncio.CancelledError):
+            note_console().print(
+                f"Evolutions of {domain} are still paused. Once the service answers, end that: "
+                f'PUT /admin/routes {{"domain": "{domain}", "paused": false}}',
+                style="bold red",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise
 
 
 async def first_version(client: ServiceClient, domain: DomainId) -> Evolution:
