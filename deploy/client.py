@@ -112,7 +112,7 @@ class ServiceClient:
         return Ingested(answer["upserted"], 0, _rejected(answer))
 
     async def post_interactions(self, domain: DomainId, interactions: Sequence[Interaction]) -> Ingested:
-        body = {"domain": domain, "interactions": [_event(event) for event in interactions]}
+        body = {"domain": domain, "interactions": [event_body(event) for event in interactions]}
         answer = await self._call("POST", "/interactions", body)
         return Ingested(answer["accepted"], answer["duplicates"], _rejected(answer))
 
@@ -182,7 +182,7 @@ class ServiceClient:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _event(event: Interaction) -> dict[str, Any]:
+def event_body(event: Interaction) -> dict[str, Any]:
     """The log derives missing ids and empty fields itself."""
     fields = asdict(event)
     fields.pop("stream_id")

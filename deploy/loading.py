@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from deploy.client import BATCH, Ingested, ServiceClient, batches
+from deploy.client import BATCH, Ingested, ServiceClient, batches, event_body
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.redis_client import connect
 from shared.stream import InteractionLog
-from shared.types import DomainId, Interaction, Item
+from shared.types import DomainId, Interaction, Item, ItemId
+
+if TYPE_CHECKING:
+    from service.schemas.common import Rejected
 
 SHOWN_REJECTED = 5
 
@@ -45,25 +49,33 @@ class Total:
 
 
 class DirectLoader:
-    """Writes with the stores that the service itself uses: same effect, no HTTP, no service needed."""
+    """Writes with the stores that the service itself uses, after its own checks: same effect, no HTTP, no service."""
 
-    def __init__(self, catalog: CatalogStore, log: InteractionLog) -> None:
+    def __init__(self, catalog: CatalogStore, log: InteractionLog, max_clock_skew_s: float) -> None:
         self._catalog = catalog
         self._log = log
+        self._max_clock_skew_s = max_clock_skew_s
 
     async def put_items(self, domain: DomainId, items: Sequence[Item]) -> Ingested:
-        return Ingested(await self._catalog.put(domain, items), 0, ())
+        from service.intake import sift_items  # FastAPI comes along; no other command pays for it
+
+        good, rejected = sift_items([asdict(item) for item in items])
+        return Ingested(await self._catalog.put(domain, good) if good else 0, 0, _reasons(rejected))
 
     async def post_interactions(self, domain: DomainId, interactions: Sequence[Interaction]) -> Ingested:
-        """Rejects what the service would: items that the catalog does not have."""
-        known = await self._catalog.get_many(domain, list({event.item_id for event in interactions}))
-        rejected = tuple(
-            (index, f"unknown item {event.item_id!r}")
-            for index, event in enumerate(interactions)
-            if event.item_id not in known
-        )
-        appended = await self._log.append(domain, [event for event in interactions if event.item_id in known])
-        return Ingested(appended.accepted, appended.duplicates, rejected)
+        from service.intake import sift_interactions
+
+        async def known(item_ids: Sequence[ItemId]) -> Collection[ItemId]:
+            return await self._catalog.get_many(domain, sorted(set(item_ids)))
+
+        latest = time.time() + self._max_clock_skew_s
+        good, rejected = await sift_interactions([event_body(event) for event in interactions], domain, known, latest)
+        appended = await self._log.append(domain, good)
+        return Ingested(appended.accepted, appended.duplicates, _reasons(rejected))
+
+
+def _reasons(rejected: Sequence[Rejected]) -> tuple[tuple[int, str], ...]:
+    return tuple((each.index, each.reason) for each in rejected)
 
 
 @asynccontextmanager
@@ -74,7 +86,7 @@ async def loader(client: ServiceClient, direct: bool) -> AsyncIterator[Loader]:
     settings = Settings()
     redis = connect(settings)
     try:
-        yield DirectLoader(CatalogStore(redis), InteractionLog(redis, settings))
+        yield DirectLoader(CatalogStore(redis), InteractionLog(redis, settings), settings.max_clock_skew_s)
     finally:
         await redis.aclose()
 

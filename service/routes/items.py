@@ -8,14 +8,13 @@ from fastapi import APIRouter, Depends, Path, Request
 
 from service.audit import decided
 from service.auth import Forbidden, Scope
-from service.batches import parse_each
 from service.deps import DomainQuery, PrincipalDep, ServicesDep, requires
+from service.intake import sift_items
 from service.problems import responses
-from service.schemas.common import Identifier, Rejected
-from service.schemas.items import CatalogItem, ItemAnswer, ItemsAnswer, ItemsRequest
-from shared.catalog import clean_text
+from service.schemas.common import Identifier
+from service.schemas.items import ItemAnswer, ItemsAnswer, ItemsRequest
 from shared.errors import NotFound
-from shared.types import DomainId, Item, ItemId
+from shared.types import DomainId, ItemId
 
 router = APIRouter(tags=["items"])
 
@@ -34,19 +33,13 @@ async def put_items(
     if new and not principal.has(Scope.admin):
         decided(request.state, domain=domain, created_domain=True)
         raise Forbidden(f"there is no domain {domain!r}, and creating one takes the scope admin")
-    parsed, rejected = parse_each(CatalogItem, body.items)
-    good: dict[str, Item] = {}
-    for index, item in parsed.items():
-        if clean_text(item.title):
-            good[item.item_id] = Item(ItemId(item.item_id), item.title, item.category, item.brand, item.available)
-        else:
-            rejected.append(Rejected(index=index, reason="title: nothing is left of it without control characters"))
+    good, rejected = sift_items(body.items)
     if good and new:
         decided(request.state, domain=domain, created_domain=True)  # beforehand: what fails half way is recorded too
-    upserted = await services.catalog.put(domain, list(good.values())) if good else 0
+    upserted = await services.catalog.put(domain, good) if good else 0
     if good:
         services.adapters.schedule(domain)
-    return ItemsAnswer(upserted=upserted, rejected=sorted(rejected, key=lambda each: each.index))
+    return ItemsAnswer(upserted=upserted, rejected=rejected)
 
 
 @router.get("/items/{item_id:path}", dependencies=[MAY_READ], responses=responses(401, 403, 404, 422, 503))

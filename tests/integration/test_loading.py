@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ DATA = os.environ.get("EVOREC_DATA_DIR")
 
 
 def loader(redis: Redis, settings: Settings) -> DirectLoader:
-    return DirectLoader(CatalogStore(redis), InteractionLog(redis, settings))
+    return DirectLoader(CatalogStore(redis), InteractionLog(redis, settings), settings.max_clock_skew_s)
 
 
 async def test_rows_go_in_batches_and_unknown_items_are_refused(redis: Redis, redis_settings: Settings) -> None:
@@ -40,9 +41,30 @@ async def test_rows_go_in_batches_and_unknown_items_are_refused(redis: Redis, re
     events = [Interaction("", UserId("u"), ItemId(f"i{n % 1501}"), float(n)) for n in range(2001)]
     total = await load_interactions(to, SHOP, events, steps.append)
     assert (total.accepted, total.duplicates, total.rejected) == (2000, 0, 1)
-    assert total.first_rejected == ((1500, "unknown item 'i1500'"),)
+    assert total.first_rejected == ((1500, "item_id: there is no item 'i1500' in domain 'shop'"),)
     again = await load_interactions(to, SHOP, events, steps.append)
     assert (again.accepted, again.duplicates) == (0, 2000)
+
+
+async def test_what_the_service_would_refuse_is_refused_without_it(redis: Redis, redis_settings: Settings) -> None:
+    to = loader(redis, redis_settings)
+    bad_items = [Item(ItemId("x" * 257), "long id"), Item(ItemId("b"), "\x01")]
+    put = await load_items(to, SHOP, [*bad_items, Item(ItemId("a"), "A")], lambda n: n)
+    assert (put.accepted, [row for row, _ in put.first_rejected]) == (1, [0, 1])
+    now = time.time()
+    in_time, too_late = now + redis_settings.max_clock_skew_s - 60, now + redis_settings.max_clock_skew_s + 60
+    events = [
+        Interaction("", UserId("u"), ItemId("a"), in_time),
+        Interaction("", UserId("u"), ItemId("a"), too_late),
+        Interaction("", UserId("u"), ItemId("a"), -1.0),
+        Interaction("", UserId("u"), ItemId("a"), 5.0, event_type="Bought!"),
+    ]
+    total = await load_interactions(to, SHOP, events, lambda n: n)
+    assert (total.accepted, total.rejected) == (1, 3)
+    assert [row for row, _ in total.first_rejected] == [1, 2, 3]
+    assert total.first_rejected[0][1] == f"timestamp: {too_late:.0f} lies too far in the future"
+    [kept] = await HistoryStore(redis, redis_settings).get(SHOP, UserId("u"))
+    assert kept.timestamp == in_time
 
 
 async def test_ties_enter_the_history_in_hash_order(redis: Redis, redis_settings: Settings, tmp_path: Path) -> None:
