@@ -61,6 +61,14 @@ def compose(*files: Path) -> dict[str, Any]:
     return merged
 
 
+def options_of_tmp(service: dict[str, Any]) -> set[str]:
+    """How a service's /tmp is mounted."""
+    [options] = [
+        options for folder, _, options in (mount.partition(":") for mount in service["tmpfs"]) if folder == "/tmp"
+    ]
+    return set(options.split(","))
+
+
 def test_hadolint_has_nothing_to_say() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
     if not hadolint.exists():
@@ -136,6 +144,7 @@ def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
         assert service["build"]["target"] in targets
         assert service["read_only"] is True
         assert service["depends_on"] == {"redis": {"condition": "service_healthy"}}
+        assert options_of_tmp(service) >= {"mode=1777", "exec"}  # compiled kernels are loaded from caches in /tmp
         assert service["image"] == f"evorec:{service['build']['target']}"
     for service in services.values():
         assert service["read_only"] is True
