@@ -26,7 +26,7 @@ def pretrain(
         Path, typer.Option(help="Folder of the base model; a second call with the same data and options goes on")
     ],
     items: Annotated[Path | None, typer.Option(help="items.jsonl[.gz]; without it, generated stores")] = None,
-    interactions: Annotated[Path | None, typer.Option(help="interactions.csv[.gz]")] = None,
+    interactions: Annotated[Path | None, typer.Option(help="interactions.csv[.gz] or .parquet")] = None,
     until: Annotated[str | None, typer.Option(help="ISO date, exclusive: the model sees nothing from here on")] = None,
     stores: Annotated[int, typer.Option(min=1, help="Number of generated stores")] = 60,
     first_seed: Annotated[int, typer.Option(help="Seed of the first generated store")] = 1000,

@@ -62,6 +62,11 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["pretrain", "bootstrap", "ingest", "bench"])
+def test_what_reads_interactions_says_that_parquet_is_read(command: str) -> None:
+    assert ".parquet" in CliRunner().invoke(app, [command, "--help"]).output
+
+
 def test_an_evolution_as_a_table() -> None:
     text = rendered(evolution_table(EVOLUTION))
     assert "7 8 9" in text
