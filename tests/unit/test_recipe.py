@@ -106,11 +106,11 @@ def test_everything_is_all_but_first_interactions() -> None:
     assert set(positions) == expected
 
 
-@pytest.mark.parametrize(("cap", "half"), [(8, 4), (9, 4), (1000, 3 * WINDOW)])
+@pytest.mark.parametrize(("cap", "half"), [(8, 4), (9, 4), (1000, 2 * WINDOW)])
 def test_replay_is_half_window_and_half_past(cap: int, half: int) -> None:
-    """Without a cap in the way, the past supplies as much as the three active users' windows."""
+    """Without a cap in the way, the past supplies as much as the windows of the two active users whom nobody validates on."""
     examples, inputs, parts = _examples(cap)
-    assert len(parts.trainable & parts.active) == 3
+    assert len(parts.trainable & parts.active) == 2
     positions = examples.positions(Targets.WINDOW_AND_PAST, NOBODY)
     assert len(set(positions)) == len(positions) == 2 * half
     assert sum(_in_window(inputs, user, place) for user, place in positions) == half
