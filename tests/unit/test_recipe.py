@@ -108,7 +108,7 @@ def test_everything_is_all_but_first_interactions() -> None:
 
 @pytest.mark.parametrize(("cap", "half"), [(8, 4), (9, 4), (1000, 2 * WINDOW)])
 def test_replay_is_half_window_and_half_past(cap: int, half: int) -> None:
-    """Without a cap in the way, the past supplies as much as the windows of the two active users whom nobody validates on."""
+    """Without a cap in the way, the past supplies as much as the windows of the two active users to learn from."""
     examples, inputs, parts = _examples(cap)
     assert len(parts.trainable & parts.active) == 2
     positions = examples.positions(Targets.WINDOW_AND_PAST, NOBODY)
