@@ -87,14 +87,6 @@ class PopularityStore:
 
     async def counted(self, domain: DomainId) -> Shares:
         """Every item that has had an event, deleted ones too, largest share first."""
-        return await self._shares(domain)
-
-    async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
-        """Each item's share of the domain's decayed mass."""
-        shares = await self._shares(domain)
-        return [shares.get(item_id, 0.0) for item_id in item_ids]
-
-    async def _shares(self, domain: DomainId) -> Shares:
         if (shares := self._fresh(domain)) is not None:
             return shares
         async with self._reading[domain]:
@@ -106,6 +98,11 @@ class PopularityStore:
                     return {} if known is None else known.shares
                 self._snapshots[domain] = _Snapshot(self._clock(), shares)
             return shares
+
+    async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
+        """Each item's share of the domain's decayed mass."""
+        shares = await self.counted(domain)
+        return [shares.get(item_id, 0.0) for item_id in item_ids]
 
     def _fresh(self, domain: DomainId) -> Shares | None:
         snapshot = self._snapshots.get(domain)
