@@ -89,6 +89,9 @@ class PopularityStore:
         """Every item that has had an event, deleted ones too, largest share first."""
         if (shares := self._fresh(domain)) is not None:
             return shares
+        last = self._snapshots.get(domain)
+        if last is not None and last.shares and self._reading[domain].locked():
+            return last.shares  # one caller reads it anew, and nobody else waits
         async with self._reading[domain]:
             if (shares := self._fresh(domain)) is None:
                 try:
@@ -112,9 +115,16 @@ class PopularityStore:
         return snapshot.shares
 
     async def _read(self, domain: DomainId) -> Shares:
-        masses: list[tuple[str, float]] = []
-        for partition in range(self._settings.partitions):
-            # An empty list is `{}` to Lua.
-            flat = json.loads(await self._masses(keys=[PartitionKeys(domain, partition).popularity])) or []
-            masses += zip(flat[::2], map(float, flat[1::2]), strict=True)
-        return shares_of(masses)
+        keys = [PartitionKeys(domain, partition).popularity for partition in range(self._settings.partitions)]
+        answers = [await self._masses(keys=[key]) for key in keys]
+        # A tenth of a second for 100,000 items, in which the loop serves others.
+        return await asyncio.to_thread(_shares_of_answers, answers)
+
+
+def _shares_of_answers(answers: Sequence[str | bytes]) -> Shares:
+    """Shares from what `MASSES` answered, per partition."""
+    masses: list[tuple[str, float]] = []
+    for answer in answers:
+        flat = json.loads(answer) or []  # an empty list is `{}` to Lua
+        masses += zip(flat[::2], map(float, flat[1::2]), strict=True)
+    return shares_of(masses)

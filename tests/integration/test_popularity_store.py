@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
 
 from shared.config import Settings
-from shared.popularity import SNAPSHOT_S, PopularityStore
+from shared.popularity import SNAPSHOT_S, PopularityStore, Shares
 from shared.stream import InteractionLog
 from shared.types import ItemId
 from tests.factories import BEAUTY, interaction
@@ -64,3 +65,25 @@ async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: 
     answers = await asyncio.gather(*(popularity.counted(BEAUTY) for _ in range(50)))
     assert answers == [{item: 1.0}] * 50
     assert (await redis.info("commandstats"))["cmdstat_zrange"]["calls"] == 1
+
+
+async def test_nobody_waits_for_whoever_renews_a_snapshot(redis: Redis, redis_settings: Settings) -> None:
+    now, answered = 0.0, asyncio.Event()
+    answered.set()
+
+    async def read_slowly(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+        await answered.wait()
+        return await ask()
+
+    log = InteractionLog(redis, redis_settings)
+    popularity = PopularityStore(redis, redis_settings, clock=lambda: now, read=read_slowly)
+    await log.append(BEAUTY, [interaction(item="i1")])
+    await popularity.counted(BEAUTY)
+    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+    now = SNAPSHOT_S
+    answered.clear()
+    renewing = asyncio.create_task(popularity.counted(BEAUTY))
+    await asyncio.sleep(0)
+    assert list(await asyncio.wait_for(popularity.counted(BEAUTY), 5.0)) == ["i1"]
+    answered.set()
+    assert list(await renewing) == ["i2", "i1"]
