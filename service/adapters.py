@@ -18,11 +18,12 @@ import structlog
 from redis.exceptions import RedisError
 
 from service.catalogs import Catalogs
+from service.champion_changes import ChampionChanges
 from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
 from service.ports import CatalogSnapshot, EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
 from service.router import DomainRoute, choose
-from service.slots import ChampionChange, Readiness, Slot, SlotState
+from service.slots import Readiness, Slot, SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -67,7 +68,7 @@ class AdapterManager:
         self._slots: dict[AdapterName, Slot] = {}
         self._routes: dict[DomainId, DomainRoute] = {}
         self._wanted: dict[DomainId, DomainRoute] = {}
-        self._changes: dict[DomainId, ChampionChange] = {}
+        self._changes = ChampionChanges(metrics, clock)
         self._catalogs = Catalogs(catalog, guard, settings.store_timeout_ms / 1000, prepare=self._reindexed)
         self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lora_ids: dict[AdapterName, int] = {}
@@ -184,7 +185,7 @@ class AdapterManager:
             route = await self._registry.route(domain)
             champion = (await self._registry.aliases(domain)).get(CHAMPION)
             if champion != self._wanted.get(domain, DomainRoute()).champion:
-                self._changes[domain] = ChampionChange(noticed=self._clock())
+                self._changes.wanted(domain)
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
             for name in sorted(wanted.names):
                 await self._ensure(domain, name)
@@ -310,22 +311,7 @@ class AdapterManager:
         self._routes[domain] = DomainRoute(champion, challenger, wanted.share)
         if champion is not None and champion != before.champion:
             log.info("champion_flipped", domain=domain, adapter=champion, before=before.champion)
-        self._count_change(domain, moved=champion != before.champion)
-
-    def _count_change(self, domain: DomainId, *, moved: bool) -> None:
-        """A change fails once, however often its champion is tried, and may still succeed; ancestors are no change."""
-        change, answering = self._changes.get(domain), self._routes[domain].champion
-        if change is None:
-            return
-        if answering != self._wanted[domain].champion:
-            if not change.failed:
-                change.failed = True
-                self._metrics.adapter_swaps.labels(domain, "failed").inc()
-            return
-        del self._changes[domain]
-        if answering is not None and moved:
-            self._metrics.adapter_swaps.labels(domain, "ok").inc()
-            self._metrics.adapter_swap_seconds.observe(self._clock() - change.noticed)
+        self._changes.flipped(domain, before=before.champion, answering=champion, wanted=self._wanted[domain].champion)
 
     def _retire(self, domain: DomainId) -> None:
         route, wanted = self._routes[domain], self._wanted[domain]

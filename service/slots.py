@@ -53,14 +53,6 @@ class Slot:
             self.idle.set()
 
 
-@dataclass(slots=True)
-class ChampionChange:
-    """Another champion is wanted than before. `noticed`: when; `failed`: it was refused, and is tried again."""
-
-    noticed: float
-    failed: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """`domains`: domain -> serving, no_champion, loading or refused."""
