@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from evolver.batches import build_prompt, score_prompts
 from evolver.evaluate import POPULARITY_POWER, CandidatePool, Case, draw_candidates, rank_of, summarise
 from evolver.inputs import working_on
 from evolver.splits import Target, filtered, item_sequence
+from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.ranking import BlendWeights, blend
@@ -111,6 +113,10 @@ def score_cases(
             if case.target in case.candidates
         }
         scores = score_prompts(version.model, [*prompts.values()], builder.label_ids, on_batch=on_batch)
+        if any(map(math.isnan, chain.from_iterable(scores))):
+            raise EvorecError(
+                "the LLM's scores are not numbers: its weights have diverged, nothing can be ranked by it"
+            )
         of_case = dict(zip(prompts, scores, strict=True))
         llm = [of_case.get(number, [math.nan] * len(case.candidates)) for number, (_, case) in enumerate(cases)]
     lengths = [len(prompts[number].token_ids) if number in prompts else 0 for number in range(len(cases))]

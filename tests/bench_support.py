@@ -111,7 +111,7 @@ def bench_results(
                 "tokens_backward": 1000 * place,
                 "trainable_parameters": 30,
                 "lora_parameters": 100,
-                "peak_memory_mib": 512.0,
+                "added_memory_mib": 512.0,
             },
             "metrics": {kind: dict.fromkeys(SETS, rankers) for kind in KINDS},
         }

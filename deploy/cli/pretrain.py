@@ -49,7 +49,7 @@ def pretrain(
     config = shaped(config, hidden_size=hidden_size, n_layers=layers)
     with note_console().status("Preparing the corpus"):
         if items is not None and interactions is not None:
-            corpora = [_corpus_of_files(items, interactions, until, seed)]
+            corpora = [corpus_of_files(items, interactions, until, seed)]
         else:
             corpora = [_generated(number) for number in range(first_seed, first_seed + stores)]
     measured = _train(corpora, out, config)
@@ -78,16 +78,20 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
     return smooth
 
 
-def _corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
+def corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
+    """What a base may learn from. Raises `InvalidInput` where nobody has two interactions."""
     from evolver.pretrain.corpus import corpus_of
 
     catalog = read_items(items)
     show_bad_lines(catalog, str(items))
     events = read_interactions(interactions, until=None if until is None else parse_date(until), seed=seed)
     show_bad_lines(events, str(interactions))
-    share = Settings().panel_share
-    # The panel judges every version later on; its users teach nothing, not even the base. Items that nobody knew by
-    # then would leak the future: through the vocabulary, and as candidates that never come true.
+    from evolver.bench.timeline import PANEL_SHARE
+
+    # The panels, the service's and the benchmark's, judge every version later on; their users teach nothing, not even
+    # the base. Items that nobody knew by then would leak the future: through the vocabulary, and as candidates that
+    # never come true.
+    share = max(Settings().panel_share, PANEL_SHARE)
     known = {event.item_id for event in events.rows}
     past = tuple(item for item in catalog.rows if item.item_id in known)
     corpus = corpus_of(past, (event for event in events.rows if not in_panel(event.user_id, share)))

@@ -32,7 +32,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}. {_clock(seeds)}",
         *_unusual(arguments),
-        f"- Command: `{seeds[0]['command']}`",
+        f"- Command: `{_command(seeds)}`",
         "",
     ]
     said = seeds[0]["strategies"]
@@ -41,6 +41,14 @@ def about(seeds: Sequence[Results]) -> list[str]:
     lines += markdown(["strategy", "what it does"], named, align="---")
     lines += _left_out(seeds)
     return [*lines, *markdown(["rule", "ranks a candidate by"], rules, align="---")]
+
+
+def _command(seeds: Sequence[Results]) -> str:
+    """That of the results, for these seeds: by itself it makes the first one."""
+    numbers = [int(one["seed"]) for one in seeds]
+    first = f" --first-seed {min(numbers)}" if min(numbers) else ""
+    more = f" --seeds {max(numbers) - min(numbers) + 1}" if len(numbers) > 1 else ""
+    return f"{seeds[0]['command']}{first}{more}"
 
 
 def _unusual(arguments: Mapping[str, Any]) -> list[str]:
@@ -84,7 +92,10 @@ def _clock(seeds: Sequence[Results]) -> str:
     if not all("elapsed_seconds" in one for one in seeds):  # written before it was noted
         return f"{said}."
     elapsed = sum(one["elapsed_seconds"] for one in seeds) / len(seeds) / 3600
-    return f"{said}; {elapsed:.1f} hours lie between its beginning and its last step's end, pauses included."
+    return (
+        f"{said}; {elapsed:.1f} hours lie between its beginning and its last step's end, pauses included, making the "
+        "base left out."
+    )
 
 
 def _day(seconds: float) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from evolver.bench.added_memory import AddedMemory
 from evolver.bench.machine import clock
-from evolver.bench.peak_memory import PeakMemory
 from evolver.bench.strategy import Cost, Learned, Task
 from evolver.bench.version_files import save_blend
 from evolver.device import device_of_run
@@ -48,8 +48,9 @@ def _learn(
     report: Callable[[str, float], None],
     merge: Merge | None,
 ) -> Learned:
-    stages = Stages(report, clock=clock(device_of_run(settings.train_device)))
-    with PeakMemory() as memory:
+    device = device_of_run(settings.train_device)
+    stages = Stages(report, clock=clock(device))
+    with AddedMemory(device) as memory:
         learner = Learner(inputs, split, parent, settings, recipe, stages)
         lesson = learner.learn()
         if merge is not None:
@@ -74,6 +75,6 @@ def _learn(
             tokens_backward=learner.work.tokens_backward,
             trainable_parameters=lesson.trainable_parameters,
             lora_parameters=lesson.lora_parameters,
-            peak_memory_mib=memory.mib,
+            added_memory_mib=memory.mib,
         ),
     )

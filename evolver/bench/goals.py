@@ -26,6 +26,7 @@ from evolver.bench.reading import (
 from evolver.bench.results import EVOREC, FINETUNE, FROZEN, RETRAIN
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
+from evolver.bench.strategies import MAIN
 from evolver.bench.tables import NOTHING, interval, markdown
 from evolver.locate import first_upper_layer
 
@@ -39,8 +40,9 @@ COST_OF_ROUND = 0.10  # of `retrain`'s
 
 READING = [
     "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
-    "ablations); being level with it counts where it takes at most half of its seconds. Seconds per example count",
-    "where the lowest located layer is in the upper two thirds.",
+    "ablations); being level with it counts where it takes at most half of its seconds, and nothing is decided by it",
+    "where one of the others did not run. Seconds per example count where the lowest located layer is in the upper two",
+    "thirds.",
 ]
 
 
@@ -132,6 +134,8 @@ def _cost(one: Results, number: int, name: str) -> Mapping[str, Any]:
 
 
 def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidates: str) -> Judge:
+    absent = [name for name in MAIN if name not in (*others, EVOREC)]
+
     def judge(number: int) -> Verdict:
         best = max(others, key=lambda name: mean_figure(seeds, number, name, kind, candidates, "U", FIGURE))
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
@@ -141,6 +145,8 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
         cost = f", {share:.2f} of its seconds" if seconds else ""
         if found.low <= 0 <= found.high and not (met or has_seconds(seeds)):
             return Verdict(f"{interval(found)} to `{best}`: level, at an unknown cost", None)
+        if met and absent:  # the best of them may be among those
+            return Verdict(f"{interval(found)} to `{best}`{cost}; not run: {', '.join(absent)}", None)
         return Verdict(f"{interval(found)} to `{best}`{cost}", met)
 
     return judge

@@ -39,8 +39,8 @@ class Cost:
 
     `seconds` by stage (on a CPU the processor's, see `machine.clock`); loading the base, the same for all, is in none.
     `examples`: passes of training prompts forward and backward (prompts times epochs). Tokens are those of the prompts,
-    padding not counted (of some, parts of the pass are kept and not computed again). `peak_memory_mib`: the process's
-    resident set at its largest.
+    padding not counted (of some, parts of the pass are kept and not computed again). `added_memory_mib`: see
+    `added_memory`.
     """
 
     seconds: Mapping[str, float]
@@ -49,7 +49,7 @@ class Cost:
     tokens_backward: int
     trainable_parameters: int
     lora_parameters: int
-    peak_memory_mib: float
+    added_memory_mib: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def cost(seeds: Sequence[Results]) -> list[str]:
         columns |= {f"{stage}, s": partial(_stage_seconds, seeds, stage) for stage in _stages(seeds)}
         columns["total, s"] = lambda name: spread([total_seconds(one, name) for one in seeds], 1)
         columns["s per example"] = partial(_per_example, seeds)
-    header = ["strategy", *columns, "examples", "tokens forward", "tokens backward", "trainable", "peak MiB"]
+    header = ["strategy", *columns, "examples", "tokens forward", "tokens backward", "trainable", "memory, MiB"]
     rows = []
     for name in strategies_of(seeds):
         rows.append(
@@ -157,10 +157,16 @@ def cost(seeds: Sequence[Results]) -> list[str]:
                 spread([mean_cost(one, name, lambda cost: cost["tokens_forward"]) for one in seeds], 0),
                 spread([mean_cost(one, name, lambda cost: cost["tokens_backward"]) for one in seeds], 0),
                 f"{np.mean([mean_cost(one, name, trainable_share) for one in seeds]):.0%}",
-                spread([mean_cost(one, name, lambda cost: cost["peak_memory_mib"]) for one in seeds], 0),
+                _memory(seeds, name),
             ]
         )
     return markdown(header, rows)
+
+
+def _memory(seeds: Sequence[Results], name: str) -> str:
+    """What learning added; older results have the whole process's memory instead, with what was left in it."""
+    added = [mean_cost(one, name, lambda cost: float(cost.get("added_memory_mib", np.nan))) for one in seeds]
+    return spread([mib for mib in added if not np.isnan(mib)], 0)
 
 
 def _stages(seeds: Sequence[Results]) -> list[str]:
@@ -185,7 +191,8 @@ def _examples(cost: Mapping[str, Any]) -> float:
 
 def versions(seeds: Sequence[Results]) -> list[str]:
     """What each version is made of: one row per strategy, round and seed."""
-    header = ["strategy", "round", "seed", "layers trained", "validation loss of the LLM", "forgotten", "consistency"]
+    loss = "validation loss (with the consistency term, where there is one)"
+    header = ["strategy", "round", "seed", "layers trained", loss, "forgotten", "consistency"]
     header += ["LLM : retriever : popularity"]
     rows = []
     for name in strategies_of(seeds):

@@ -39,6 +39,8 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         "## shop",
         "## other",
         "Seeds: 0, 1.",
+        " --seeds 2`",
+        " --first-seed 2`",
         "5.4 M parameters",
         "2 without a title",
         "A seed's learning took 0.4 hours of these, asking its versions 1.5 hours by the clock",
@@ -65,9 +67,24 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
 def test_a_report_says_how_long_all_of_it_took_where_that_was_noted(tmp_path: Path) -> None:
     paths = [_written(tmp_path, seed, elapsed_seconds=3600.0 * hours) for seed, hours in ((0, 1), (1, 4))]
     text = write_report(paths, tmp_path / "report.md").read_text()
-    assert "over all processes; 2.5 hours lie between its beginning and its last step's end, pauses included." in text
+    assert (
+        "over all processes; 2.5 hours lie between its beginning and its last step's end, pauses included, making"
+        in text
+    )
     unknown = write_report([paths[0], _written(tmp_path, 2)], tmp_path / "report.md").read_text()
     assert "over all processes." in unknown
+
+
+def test_memory_of_results_that_have_the_whole_process_s_is_left_out(tmp_path: Path) -> None:
+    assert "| 512 |" in write_report([_written(tmp_path, 0)], tmp_path / "report.md").read_text()
+    old = json.loads((tmp_path / "0.json").read_text())
+    for a_round in old["rounds"]:
+        for made in a_round["strategies"].values():
+            made["cost"]["peak_memory_mib"] = made["cost"].pop("added_memory_mib")
+    (tmp_path / "0.json").write_text(json.dumps(old))
+    text = write_report([tmp_path / "0.json"], tmp_path / "report.md").read_text()
+    assert "| 512 |" not in text
+    assert "| memory, MiB |" in text
 
 
 def test_strategies_that_only_some_seeds_have_are_named_and_left_out(tmp_path: Path) -> None:

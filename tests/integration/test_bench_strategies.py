@@ -230,7 +230,8 @@ def test_costs(played: Round) -> None:
         assert cost.tokens_forward > cost.tokens_backward > 0
         assert {"locate", "forget", "update", "blend"} <= cost.seconds.keys()
         assert ("merge" in cost.seconds) is (name == "lsat")
-        assert cost.peak_memory_mib > 0
+        # All load the same model; the LoRA's gradients and what they are made from come on top.
+        assert cost.added_memory_mib > frozen.added_memory_mib
     # Locate's two prompts of each user come on top of what the same training takes without.
     assert costs["evorec"].tokens_forward > costs["evorec-random-layers"].tokens_forward
     assert costs["evorec"].tokens_backward == costs["evorec-random-layers"].tokens_backward

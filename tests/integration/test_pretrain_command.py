@@ -9,11 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
+from deploy.cli.pretrain import corpus_of_files
+from evolver.bench.timeline import PANEL_SHARE
 from evolver.pretrain.config import PretrainConfig, Stage, shaped
 from evolver.pretrain.corpus import Corpus, corpus_of
 from evolver.pretrain.run import pretrain
 from shared.base_model import base_model_hash, base_model_info
 from shared.errors import InvalidInput
+from shared.panel import in_panel
 from shared.types import Item, ItemId
 from tests.bench_support import make_interactions, make_items, write_shop
 from tests.factories import interaction
@@ -69,6 +72,17 @@ def test_a_finished_base_of_other_data_does_not_pass_for_one_that_was_cut_off(tm
     with pytest.raises(Stopped):
         steps_of(past, tmp_path, stop_at=1)
     assert not (tmp_path / "pretrain.json").exists()
+
+
+def test_neither_the_service_s_panel_nor_the_benchmark_s_teaches_a_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = dict(zip(("items", "interactions"), (Path(file) for file in write_shop(tmp_path)[1::2]), strict=True))
+    for service_s, left_out in ((0.1, PANEL_SHARE), (0.4, 0.4)):
+        monkeypatch.setenv("EVOREC_PANEL_SHARE", str(service_s))
+        taught = corpus_of_files(**files, until=None, seed=0).sequences
+        everyone = {event.user_id for event in make_interactions()}
+        assert {*taught} == {user for user in everyone if not in_panel(user, left_out)}
 
 
 def test_a_base_of_another_shape(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import permutations
 from typing import Any, cast
@@ -25,6 +26,7 @@ from evolver.evaluate import (
 from evolver.scoring import Scored, Version, ranks, score_cases
 from evolver.splits import Target
 from shared.config import Settings
+from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder
 from shared.ranking import BlendWeights
@@ -99,6 +101,16 @@ def _scored(llm: tuple[float, ...], retriever: tuple[float, ...], user: str = "u
 def test_a_target_that_was_not_retrieved_is_no_hit() -> None:
     found = ranks([_scored((-1.0, -1.0), (0.0, 0.0), target=-1)], BlendWeights())
     assert gain(found[UserId("u")], 10) == 0.0
+
+
+def test_an_llm_whose_scores_are_no_numbers_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evolver.scoring.score_prompts", lambda *_, **__: [[-1.0, math.nan, -2.0]])
+    index = RetrieverIndex(Retriever([]), [Item(item, f"thing {item}") for item in POOL])
+    version = Version(cast("Any", "an LLM"), index, ForgottenSet())
+    user = UserId("u")
+    cases = [(Target(user, POOL[0], (), True), Case(user, POOL[0], tuple(POOL[:3]), True))]
+    with pytest.raises(EvorecError, match="its weights have diverged"):
+        score_cases(version, cases, PromptBuilder.load(Settings(_env_file=None)), {})
 
 
 def test_the_llm_is_asked_only_where_its_answer_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:

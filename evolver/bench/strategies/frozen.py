@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from evolver.bench.peak_memory import PeakMemory
+from evolver.bench.added_memory import AddedMemory
 from evolver.bench.strategy import Cost, Learned, Strategy, Task
 from evolver.bench.version_files import copy_version, load_blend, load_version
+from evolver.device import device_of_run
 from evolver.locate import Location
 from evolver.lora import lora_parameters
 from evolver.trunk import decoder_layers
@@ -13,7 +14,7 @@ from evolver.trunk import decoder_layers
 def keep(task: Task) -> Learned:
     """The parent, file for file."""
     copy_version(task.parent, task.out)
-    with PeakMemory() as memory:
+    with AddedMemory(device_of_run(task.settings.train_device)) as memory:
         version = load_version(task.out, task.inputs.items, task.settings)
     n_layers = len(decoder_layers(version.model))
     return Learned(
@@ -31,7 +32,7 @@ def keep(task: Task) -> Learned:
             tokens_backward=0,
             trainable_parameters=0,
             lora_parameters=sum(parameter.numel() for _, _, parameter in lora_parameters(version.model)),
-            peak_memory_mib=memory.mib,
+            added_memory_mib=memory.mib,
         ),
     )
 
