@@ -28,6 +28,7 @@ from shared.errors import Unavailable
 # sun_path holds 108 bytes on Linux and 104 on macOS.
 MAX_SOCKET_PATH = 100
 LOG_TAIL_LINES = 15
+_SOCKET, _SHORT_FOLDER = "redis.sock", "evorec-"
 
 
 def redis_folder(settings: Settings) -> Path:
@@ -36,13 +37,13 @@ def redis_folder(settings: Settings) -> Path:
 
 def socket_path(settings: Settings) -> Path:
     """Where the embedded Redis of this state directory listens. Unavailable where nobody has started it yet."""
-    path = redis_folder(settings) / "redis.sock"
+    path = redis_folder(settings) / _SOCKET
     if _fits(path):
         return path
-    record = redis_folder(settings) / "socket-path"
-    if not record.exists():
+    short = _short_socket(redis_folder(settings) / "socket-path")
+    if short is None:
         raise Unavailable(f"no embedded Redis runs under {settings.state_dir}; start it with `evorec up`")
-    return Path(record.read_text().strip())
+    return short
 
 
 def socket_url(settings: Settings) -> str:
@@ -138,19 +139,24 @@ class EmbeddedRedis:
         return lock
 
     def _prepare_socket(self) -> Path:
-        path = self._folder / "redis.sock"
-        record = self._folder / "socket-path"
+        path = self._folder / _SOCKET
         self._remove_short_socket()
         if not _fits(path):
-            path = Path(tempfile.mkdtemp(prefix="evorec-")) / "redis.sock"
-            record.write_text(str(path))
+            path = Path(tempfile.mkdtemp(prefix=_SHORT_FOLDER)) / _SOCKET
+            aside = self._record.with_suffix(".new")
+            aside.write_text(str(path))
+            aside.replace(self._record)
         return path
 
     def _remove_short_socket(self) -> None:
-        record = self._folder / "socket-path"
-        if record.exists():
-            shutil.rmtree(Path(record.read_text().strip()).parent, ignore_errors=True)
-            record.unlink()
+        short = _short_socket(self._record)
+        if short is not None:
+            shutil.rmtree(short.parent, ignore_errors=True)
+        self._record.unlink(missing_ok=True)
+
+    @property
+    def _record(self) -> Path:
+        return self._folder / "socket-path"
 
     def _options(self, socket: Path) -> list[str]:
         options = {
@@ -185,6 +191,16 @@ class EmbeddedRedis:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         tail = "\n  ".join(lines[-LOG_TAIL_LINES:]) or "(nothing)"
         return f"the embedded Redis {what}; the end of {self._log}:\n  {tail}"
+
+
+def _short_socket(record: Path) -> Path | None:
+    """The socket that `record` names. None without a record, or where it names no path that is made here: its folder is
+    deleted, and an empty record would name the current one."""
+    if not record.exists():
+        return None
+    path = Path(record.read_text(errors="replace").strip())
+    made_here = path.is_absolute() and path.name == _SOCKET and path.parent.name.startswith(_SHORT_FOLDER)
+    return path if made_here else None
 
 
 def _fits(path: Path) -> bool:

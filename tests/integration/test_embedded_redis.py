@@ -77,6 +77,23 @@ def test_a_state_folder_deeper_than_a_socket_path_may_be(tmp_path: Path) -> None
     assert not short.parent.exists()
 
 
+@pytest.mark.parametrize("recorded", ["", "redis.sock", "{mine}/redis.sock", "{mine}/evorec-mine/other.sock"])
+def test_a_record_of_a_socket_that_it_did_not_make_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: str
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "evorec-mine").mkdir(parents=True)
+    monkeypatch.chdir(mine)
+    settings = make_settings(state_dir=tmp_path / ("d" * 60) / ("e" * 60))
+    redis_folder(settings).mkdir(parents=True)
+    (redis_folder(settings) / "socket-path").write_text(recorded.format(mine=mine))
+    with pytest.raises(Unavailable, match="evorec up"):
+        socket_path(settings)
+    with EmbeddedRedis(settings), client_of(settings) as client:
+        assert client.ping()
+    assert (mine / "evorec-mine").is_dir()
+
+
 def test_a_start_that_fails_shows_the_end_of_the_log(settings: Settings) -> None:
     folder = redis_folder(settings)
     folder.mkdir(parents=True)
