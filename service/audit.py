@@ -44,7 +44,8 @@ class AuditRecord(BaseModel):
 
 
 class AuditLog:
-    """Denied calls have a stream of their own: strangers could fill it, and push out what counts."""
+    """Denied calls, and those of nobody, have a stream of their own: strangers could fill it, and push out what counts.
+    Nobody's (no scopes) are those beyond a rate as well, and what strangers may ask for but is not there."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -52,7 +53,7 @@ class AuditLog:
     async def append(self, record: AuditRecord) -> None:
         """To the log in any case, to Redis if it can be had soon."""
         log.info("audit", **record.model_dump(exclude={"request_id"}))
-        stream = AUDIT_DENIED if record.status in _DENIED else AUDIT
+        stream = AUDIT_DENIED if record.status in _DENIED or not record.scopes else AUDIT
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 await self._redis.xadd(stream, {"record": record.model_dump_json()}, maxlen=MAX_RECORDS)

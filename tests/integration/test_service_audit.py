@@ -23,10 +23,12 @@ BOSS = {"X-API-Key": "boss-secret"}
 WRITER = {"X-API-Key": "writer-secret"}
 
 
+KEYS = tuple(map(SecretStr, ("boss=boss-secret:admin", "writer=writer-secret:ingest")))
+
+
 @pytest.fixture
 async def guarded(service_settings: Settings, redis: Redis, shop: str) -> AsyncIterator[Running]:
-    keys = ("boss=boss-secret:admin", "writer=writer-secret:ingest")
-    async with serving(service_settings.model_copy(update={"api_keys": tuple(map(SecretStr, keys))}), redis) as service:
+    async with serving(service_settings.model_copy(update={"api_keys": KEYS}), redis) as service:
         await service.ready()
         yield service
 
@@ -118,6 +120,21 @@ async def test_strangers_cannot_push_the_trail_out(
         await guarded.http.delete("/users/u1")
     assert (await redis.xlen(AUDIT), await redis.xlen(AUDIT_DENIED) < 250) == (1, True)
     assert any(each["status"] == 200 for each in await trail(guarded, 1000))
+
+
+async def test_calls_beyond_a_rate_or_of_nobody_leave_the_trail_alone(
+    service_settings: Settings, redis: Redis, shop: str
+) -> None:
+    settings = service_settings.model_copy(update={"api_keys": KEYS, "rate_limit": "2/hour"})
+    async with serving(settings, redis) as service:
+
+        async def erase(**headers: str) -> list[int]:
+            return [(await service.http.delete("/users/u1", headers=headers)).status_code for _ in range(4)]
+
+        assert await erase(**BOSS) == [404, 404, 429, 429]
+        assert await erase() == [401, 401, 429, 429]
+        assert (await service.http.delete("/health/live")).status_code == 405
+    assert (await redis.xlen(AUDIT), await redis.xlen(AUDIT_DENIED)) == (2, 7)
 
 
 async def test_what_was_decided_reaches_the_log_when_redis_is_away(guarded: Running, redis: Redis) -> None:
