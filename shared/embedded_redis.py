@@ -53,13 +53,21 @@ def socket_url(settings: Settings) -> str:
 def broker_url(settings: Settings) -> str:
     """Celery's broker: EVOREC_BROKER_URL, or database 1 of the Redis that everything else uses."""
     if settings.broker_url:
-        return settings.broker_url
+        return _verifying(settings.broker_url)
     if settings.redis_url is None:
         return f"redis+socket://{quote(str(socket_path(settings)))}?virtual_host=1"
     parts = urlsplit(settings.redis_url)
     if parts.scheme == "unix":
         return f"redis+socket://{parts.path}?virtual_host=1"
-    return urlunsplit(parts._replace(path="/1"))
+    return _verifying(urlunsplit(parts._replace(path="/1")))
+
+
+def _verifying(url: str) -> str:
+    """Behind `rediss://` kombu verifies no certificate unless the URL asks for it; redis-py does by itself."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "ssl_cert_reqs=" in parts.query:
+        return url
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=required")))))
 
 
 class EmbeddedRedis:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 from pathlib import Path
 
 import psutil
@@ -114,9 +115,27 @@ def test_broker_url(settings: Settings, tmp_path: Path) -> None:
 
     assert broker_url(settings) == f"redis+socket://{tmp_path}/redis/redis.sock?virtual_host=1"
     assert with_urls(redis_url="redis://u:p@host:6379/0?x=1") == "redis://u:p@host:6379/1?x=1"
-    assert with_urls(redis_url="rediss://host") == "rediss://host/1"
     assert with_urls(redis_url="unix:///run/r.sock?db=0") == "redis+socket:///run/r.sock?virtual_host=1"
     assert with_urls(broker_url="redis://other/5", redis_url="redis://host") == "redis://other/5"
+
+
+@pytest.mark.parametrize("setting", ["redis_url", "broker_url"])
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("?ssl_ca_certs=/ca", {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/ca"}),
+        ("?ssl_cert_reqs=none", {"ssl_cert_reqs": ssl.CERT_NONE}),
+    ],
+)
+def test_the_brokers_certificate_is_verified_unless_the_url_says_otherwise(
+    settings: Settings, setting: str, query: str, expected: dict[str, object]
+) -> None:
+    from kombu import Connection
+
+    url = broker_url(settings.model_copy(update={setting: f"rediss://u:p@host/1{query}"}))
+    with Connection(url) as connection:
+        assert (connection.hostname, connection.virtual_host, connection.ssl) == ("host", "1", expected)
 
 
 def test_celery_reaches_the_broker_of_a_socket(settings: Settings) -> None:
