@@ -41,7 +41,11 @@ def line_printer(console: Console) -> LineSink:
 
     def sink(name: str, line: str) -> None:
         colour = _COLOURS.get(name, "white")
-        console.print(Text.assemble((f"{name:>{_WIDTH}} | ", colour), Text.from_ansi(line)), soft_wrap=True)
+        try:
+            console.print(Text.assemble((f"{name:>{_WIDTH}} | ", colour), Text.from_ansi(line)), soft_wrap=True)
+        except OSError:
+            with console.capture():  # else rich keeps what it could not write, and tries it again with every line
+                raise
 
     return sink
 

@@ -172,7 +172,8 @@ class Supervisor:
         while raw := await _next_line(process.stdout):
             line = raw.decode("utf-8", "replace").rstrip()
             tail.append(line)
-            self._sink(name, line)
+            with contextlib.suppress(OSError):  # a log on a full disk; a pipe that nobody empties would stop the child
+                self._sink(name, line)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

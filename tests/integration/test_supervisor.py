@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -72,6 +73,17 @@ async def test_lines_of_both_streams_arrive_with_the_name_of_their_child() -> No
     assert ("talker", "err") in lines.seen
     assert lines.seen[-1] == ("talker", "after")
     assert sum(line.count("x") for _, line in lines.seen) == 3_000_000
+    assert str(died.value).endswith("after")
+
+
+async def test_a_child_goes_on_where_its_lines_cannot_be_written() -> None:
+    def full(name: str, line: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with Supervisor(full) as supervisor:
+        await supervisor.start(python("talker", "print(('x' * 99 + chr(10)) * 30_000); print('after')"))
+        with pytest.raises(ChildDied, match="talker ended with exit code 0") as died:
+            await asyncio.wait_for(supervisor.watch(), 10)
     assert str(died.value).endswith("after")
 
 

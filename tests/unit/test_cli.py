@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from deploy.cli.following import EvolutionFailed, require_finished
 from deploy.cli.main import app
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
+from deploy.cli.up import line_printer
 from deploy.client import DomainVersions
 from deploy.demo.report import taste
 from service.auth import KeyRing, Principal, Scope
@@ -98,6 +101,26 @@ def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
     with pytest.raises(EvolutionFailed, match=rf"shop-e000002 {status}: disk full"):
         require_finished(EVOLUTION.model_copy(update={"status": status, "error": "disk full"}))
     assert require_finished(EVOLUTION) is EVOLUTION
+
+
+class FullDisk(io.StringIO):
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_lines_that_could_not_be_written_are_forgotten() -> None:
+    disk = FullDisk()
+    sink = line_printer(Console(file=disk, width=60))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            sink("worker", "lost")
+    disk.full = False
+    sink("worker", "kept")
+    assert disk.getvalue() == " worker | kept\n"
 
 
 def test_a_taste_is_what_was_bought_most() -> None:
