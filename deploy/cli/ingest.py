@@ -123,33 +123,39 @@ async def _bootstrap(
 ) -> Evolution:
     async with options.client(url, api_key) as client, loader(client, direct) as to:
         await _load(to, domain, items, ())
-        async with evolutions_paused(client, domain):
+        async with evolutions_paused(client, domain) as before:
             await _load(to, domain, (), events)
-        return await first_version(client, domain)
+        evolution = await first_version(client, domain)
+        if before:
+            _say_paused(domain, "were paused before, maybe by a bootstrap that was cut off, and still are. To end that")
+        return evolution
 
 
 @asynccontextmanager
-async def evolutions_paused(client: ServiceClient, domain: DomainId) -> AsyncIterator[None]:
-    """A trigger must not fire on half of the past. A pause that was there before is there afterwards."""
+async def evolutions_paused(client: ServiceClient, domain: DomainId) -> AsyncIterator[bool]:
+    """A trigger must not fire on half of the past. A pause from before stays; yields whether there was one."""
     if (await client.adapters(domain))[0].paused:
-        yield
+        yield True
         return
     await client.pause_evolutions(domain, True)
     try:
-        yield
+        yield False
     finally:
         try:
             await client.pause_evolutions(domain, False)
         except (EvorecError, asyncio.CancelledError):
-            note_console().print(
-                f"Evolutions of {domain} are still paused. Once the service answers, end that: "
-                f'PUT /admin/routes {{"domain": "{domain}", "paused": false}}',
-                style="bold red",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _say_paused(domain, "are still paused. Once the service answers, end that")
             raise
+
+
+def _say_paused(domain: DomainId, how: str) -> None:
+    note_console().print(
+        f'Evolutions of {domain} {how}: PUT /admin/routes {{"domain": "{domain}", "paused": false}}',
+        style="bold red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 async def first_version(client: ServiceClient, domain: DomainId) -> Evolution:

@@ -7,12 +7,14 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
+from deploy.cli import ingest
 from deploy.cli.ingest import evolutions_paused
 from deploy.client import ServiceClient
 from shared.config import Settings
 from shared.errors import Unavailable
+from shared.evolutions import Evolution
 from shared.registry import Route
-from shared.types import DomainId
+from shared.types import DomainId, EvolutionId
 from tests.service_support import SHOP, Running, serving
 
 pytest_plugins = ("tests.service_fixtures",)
@@ -43,6 +45,22 @@ async def test_a_pause_and_a_trial_of_the_operators_stay(running: Running) -> No
         async with client_of(running) as client, evolutions_paused(client, SHOP):
             assert await registry.route(SHOP) == before.model_copy(update={"paused": True})
         assert await registry.route(SHOP) == before
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_a_pause_from_before_is_said_at_the_end(
+    running: Running, paused: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def first_version(_: ServiceClient, domain: DomainId) -> Evolution:
+        return Evolution(id=EvolutionId("shop-e000001"), domain=domain, requested_at=0.0)
+
+    monkeypatch.setattr(ingest, "first_version", first_version)
+    async with client_of(running) as client:
+        await client.pause_evolutions(SHOP, paused)
+    await ingest._bootstrap(SHOP, (), (), False, str(running.http.base_url), None)
+    said = capsys.readouterr().err
+    assert ("Evolutions of shop were paused before" in said) is paused
+    assert ('PUT /admin/routes {"domain": "shop", "paused": false}' in said) is paused
 
 
 async def test_what_stays_paused_because_the_service_went_away_is_said(
