@@ -64,7 +64,7 @@ def create_app(
 ) -> FastAPI:
     """The service. `engine`, `load` and `queue` are vLLM, the artifact store and Celery unless a test says otherwise.
 
-    ValueError where the API keys or the rate limit cannot be read, InvalidInput for an impossible default domain.
+    InvalidInput where the API keys or the rate limit cannot be read, or for an impossible default domain.
     """
     validate_domain(settings.default_domain)
     keys = Keys(settings)

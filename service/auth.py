@@ -91,7 +91,7 @@ class KeyRing:
     def parse(cls, entries: Iterable[str], source: str = "EVOREC_API_KEYS") -> Self:
         """From `[name=]secret:scope+scope` entries, `secret` being `sha256$<64 hex digits>` or the plain key.
 
-        Several entries may share a name: the old and the new key during a rotation. ValueError, without the entry,
+        Several entries may share a name: the old and the new key during a rotation. InvalidInput, without the entry,
         where one is malformed.
         """
         principals: dict[bytes, Principal] = {}
@@ -100,7 +100,7 @@ class KeyRing:
             parsed = _parse_entry(entry)
             if parsed is None:
                 known = ", ".join(Scope)
-                raise ValueError(
+                raise InvalidInput(
                     f"{source}: entry {number} is not `[name=]secret:scope+scope` with scopes of {known}, "
                     f"`secret` being {HASHED} and 64 hex digits, or a plain key"
                 )
@@ -169,7 +169,7 @@ class Keys:
     _next_check: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        """ValueError where an entry or the file cannot be read: a service that guesses at its keys does not start."""
+        """InvalidInput where an entry or the file cannot be read: a service that guesses at its keys does not start."""
         self._fixed = KeyRing.parse(entry.get_secret_value() for entry in self.settings.api_keys)
         self._ring = self._fixed
         if self.settings.api_keys_file is not None:
@@ -192,7 +192,7 @@ class Keys:
         self._seen = version
         try:
             self._ring = self._fixed | _read(path)
-        except ValueError as error:
+        except InvalidInput as error:
             log.error("api_keys_unchanged", error=str(error))
             return
         log.info("api_keys_changed", names=sorted({str(each.name) for each in self._ring.principals.values()}))
@@ -219,14 +219,14 @@ def _version_of(path: Path) -> tuple[int, int] | None:
 
 
 def _read(path: Path) -> KeyRing:
-    """ValueError, without any line's text, where the file has no keys or a line is malformed."""
+    """InvalidInput, without any line's text, where the file has no keys or a line is malformed."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"EVOREC_API_KEYS_FILE: {path} cannot be read ({type(error).__name__})") from None
+        raise InvalidInput(f"EVOREC_API_KEYS_FILE: {path} cannot be read ({type(error).__name__})") from None
     entries = [text for line in lines if (text := line.strip()) and not text.startswith("#")]
     if not entries:
-        raise ValueError(f"EVOREC_API_KEYS_FILE: {path} holds no key")
+        raise InvalidInput(f"EVOREC_API_KEYS_FILE: {path} holds no key")
     return KeyRing.parse(entries, "EVOREC_API_KEYS_FILE")
 
 

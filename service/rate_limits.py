@@ -10,7 +10,7 @@ from limits import RateLimitItem, parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from shared.errors import EvorecError
+from shared.errors import EvorecError, InvalidInput
 
 
 class TooManyRequests(EvorecError):
@@ -19,15 +19,15 @@ class TooManyRequests(EvorecError):
 
 
 class RateLimits:
-    """`rates`: such as `200/second` or `200/second;5000/minute`; None: no limit. ValueError where it is neither."""
+    """`rates`: such as `200/second` or `200/second;5000/minute`; None: no limit. InvalidInput where it is neither."""
 
     def __init__(self, rates: str | None) -> None:
         self._rates: list[RateLimitItem] = []
         if rates is not None:
             try:
                 self._rates = parse_many(rates)
-            except ValueError as error:
-                raise ValueError(f"EVOREC_RATE_LIMIT: {rates!r} is nothing like '200/second'") from error
+            except ValueError:
+                raise InvalidInput("EVOREC_RATE_LIMIT is nothing like '200/second'") from None
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     def count(self, caller: str) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 
 import typer
+from pydantic import ValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deploy.cli.adapters import adapters
 from deploy.cli.bench import bench
@@ -20,6 +23,7 @@ from deploy.cli.serve import serve
 from deploy.cli.up import up
 from deploy.cli.worker import worker
 from deploy.local.signals import Interrupted
+from shared.config import Settings
 from shared.errors import EvorecError
 
 app = typer.Typer(
@@ -35,15 +39,30 @@ app.add_typer(registry)
 
 
 def main() -> None:
-    """Our own errors become one readable line and exit code 1."""
+    """What people can put right becomes one readable line and exit code 1; what is left is a bug, and a traceback."""
     log_as_notes()
     try:
         app()
     except EvorecError as error:
-        print_error(error)
-        sys.exit(1)
+        print_error(error.title, str(error))
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        print_error("Redis does not answer", f"{error}; check EVOREC_REDIS_URL, or start one with `evorec up`")
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        print_error("Invalid settings", _settings_to_mend(error))
+    except OSError as error:
+        print_error("The system refused", str(error) or repr(error))
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
+    else:
+        return
+    sys.exit(1)
+
+
+def _settings_to_mend(error: ValidationError) -> str:
+    """Their names and what is wrong, without their values, which may be secrets."""
+    return "; ".join(f"EVOREC_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.files import Loaded
-from shared.errors import EvorecError
 
 T = TypeVar("T")
 SECONDS_PER_LINE = 60.0  # of progress, in a log
@@ -47,10 +46,10 @@ def print_json(value: object) -> None:
     )
 
 
-def print_error(error: EvorecError) -> None:
+def print_error(title: str, text: str) -> None:
     console = note_console()
-    console.print(f"{error.title}:", style="bold red", end=" ")
-    console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{title}:", style="bold red", end=" ")
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def counting_progress(console: Console) -> Progress:

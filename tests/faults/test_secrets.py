@@ -155,6 +155,7 @@ def test_commands_that_fail_show_no_secret(service_settings: Settings, tmp_path:
                     process.wait()
         text = output.read_text(errors="replace")
         assert text, name
+        assert name == "worker" or "Traceback" not in text, name
         lines += len(text.splitlines())
         shown += [(name, secret) for secret in SECRETS if secret in text]
     assert shown == []

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from service.body import MAX_DEPTH
 from service.http_server import MAX_HEADERS
 from shared.config import Settings
+from shared.errors import InvalidInput
 from tests.integration.test_service_bad_input import problem
 from tests.service_support import Running, serving
 
@@ -79,7 +80,7 @@ async def test_without_keys_an_address_has_its_rate(serve: Serve) -> None:
 
 
 async def test_an_impossible_rate_stops_the_start(serve: Serve) -> None:
-    with pytest.raises(ValueError, match="200/second"):
+    with pytest.raises(InvalidInput, match="200/second"):
         async with serve(rate_limit="often"):
             pass
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import json
+import sys
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from deploy.cli import main
 from deploy.cli.following import EvolutionFailed, require_finished
 from deploy.cli.main import app
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
@@ -101,6 +103,38 @@ def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
     with pytest.raises(EvolutionFailed, match=rf"shop-e000002 {status}: disk full"):
         require_finished(EVOLUTION.model_copy(update={"status": status, "error": "disk full"}))
     assert require_finished(EVOLUTION) is EVOLUTION
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value", "said"),
+    [
+        (
+            ["registry", "rebuild", "--domain", "shop"],
+            "REDIS_URL",
+            "redis://:hush@127.0.0.1:1",
+            "check EVOREC_REDIS_URL",
+        ),
+        (["adapters"], "PORT", "hush", "EVOREC_PORT: Input should be a valid integer"),
+        (["demo"], "STATE_DIR", __file__, f"File exists: '{__file__}'"),
+    ],
+)
+def test_what_people_can_put_right_is_one_line(
+    arguments: list[str],
+    name: str,
+    value: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(main, "log_as_notes", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["evorec", *arguments])
+    monkeypatch.setenv(f"EVOREC_{name}", value)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "hush" not in line
 
 
 class FullDisk(io.StringIO):

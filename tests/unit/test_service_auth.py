@@ -77,7 +77,7 @@ def test_an_unknown_key_is_unauthorized_even_on_loopback(key: str | None) -> Non
     ],
 )
 def test_a_malformed_entry_is_refused_without_showing_the_key(entry: str) -> None:
-    with pytest.raises(ValueError, match="entry 2") as error:
+    with pytest.raises(InvalidInput, match="entry 2") as error:
         KeyRing.parse(["fine:admin", entry])
     assert "hush" not in str(error.value)
     assert HASH not in str(error.value)
@@ -142,7 +142,7 @@ def test_a_broken_key_file_leaves_the_keys_as_they_were(tmp_path: Path, content:
     assert [record["event"] for record in records] == ["api_keys_unchanged"]
     assert "new-secret" not in str(records)
     assert "old-secret" not in str(records)
-    with pytest.raises(ValueError, match="EVOREC_API_KEYS_FILE"):
+    with pytest.raises(InvalidInput, match="EVOREC_API_KEYS_FILE"):
         Keys(make_settings(api_keys_file=file))
 
 
