@@ -230,9 +230,7 @@ def _interaction(row: Mapping[str, object]) -> Interaction:
 
 
 def _moment(value: object) -> float:
-    """Unix seconds of a number, a date or a text."""
-    if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    """Unix seconds of a number or a text."""
     if not isinstance(value, int | float | str):
         raise ValueError("timestamp is missing")
     return _timestamp(str(value))

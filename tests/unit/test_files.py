@@ -150,6 +150,26 @@ def test_interactions_as_parquet(tmp_path: Path) -> None:
     assert (loaded.n_bad, loaded.n_outside) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "stored", "seconds"),
+    [
+        ("date32", [1, None, 2], [86_400.0, 172_800.0]),
+        ("date64", [86_400_000, None, 0], [0.0, 86_400.0]),
+        ("timestamp[s]", [5, 2**50, 6], [5.0, 6.0]),
+        ("timestamp[us]", [1, 2**62, -1], [-1e-6, 1e-6]),
+        ("timestamp[ns]", [1_700_000_000_000_000_001, None, 1_500_000_000], [1.5, 1_700_000_000.0]),
+    ],
+)
+def test_times_and_dates_of_parquet(tmp_path: Path, kind: str, stored: list[object], seconds: list[float]) -> None:
+    import pyarrow as pa
+
+    times = pa.array(stored, pa.int32() if kind == "date32" else pa.int64()).cast(pa.type_for_alias(kind))
+    path = parquet(tmp_path / "interactions.parquet", user_id=["u"] * 3, item_id=["i"] * 3, timestamp=times)
+    loaded = read_interactions(path)
+    assert [event.timestamp for event in loaded.rows] == seconds
+    assert loaded.n_bad == 3 - len(seconds)
+
+
 def test_bad_parquet_rows_are_counted_and_the_rest_goes_in(tmp_path: Path) -> None:
     path = parquet(
         tmp_path / "interactions.parquet",
