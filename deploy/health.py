@@ -19,7 +19,7 @@ _TIMEOUT_S = 4
 def check_service(settings: Settings) -> None:
     """Ready: the engine runs, the champions are loaded and warmed."""
     try:
-        response = httpx.get(f"http://127.0.0.1:{settings.port}/health/ready", timeout=_TIMEOUT_S, trust_env=False)
+        response = httpx.get(f"{settings.own_url}/health/ready", timeout=_TIMEOUT_S, trust_env=False)
     except httpx.HTTPError as error:
         raise Unavailable(f"the service does not answer: {error!r}") from error
     if not response.is_success:

@@ -132,6 +132,12 @@ class Settings(BaseSettings):
         has_keys = bool(self.api_keys) or self.api_keys_file is not None
         return self.host if has_keys or is_loopback(self.host) else LOOPBACK
 
+    @property
+    def own_url(self) -> str:
+        """Where this machine asks the service. One that listens everywhere is asked at loopback, of the same family."""
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen_host, self.listen_host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
     @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:

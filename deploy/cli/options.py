@@ -34,8 +34,7 @@ def domain_id(domain: str | None) -> DomainId:
 
 
 def client(url: str | None, api_key: str | None) -> ServiceClient:
-    settings = Settings()
-    return ServiceClient(url or f"http://{settings.listen_host}:{settings.port}", api_key)
+    return ServiceClient(url or Settings().own_url, api_key)
 
 
 def run(work: Coroutine[object, object, T]) -> T:

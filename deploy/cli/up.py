@@ -60,7 +60,7 @@ async def _run(settings: Settings, env: dict[str, str]) -> NoReturn:
 
 
 async def _announce(settings: Settings, console: Console) -> None:
-    url = f"http://{settings.listen_host}:{settings.port}"
+    url = settings.own_url
     await service_ready(url)
     console.print(
         f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it."

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 
+import httpx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -18,7 +19,9 @@ from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
 from deploy.client import DomainVersions
 from deploy.demo.report import taste
+from deploy.health import check_service
 from service.auth import KeyRing, Principal, Scope
+from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Gate
@@ -135,6 +138,21 @@ def test_what_people_can_put_right_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert "hush" not in line
+
+
+def test_a_service_that_listens_at_an_ipv6_address_is_asked_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HOST", "::1"), ("PORT", "1")):
+        monkeypatch.setenv(f"EVOREC_{name}", value)
+    assert "no service answers at http://[::1]:1 " in str(CliRunner().invoke(app, ["adapters"]).exception)
+    asked: list[str] = []
+
+    def get(url: str, **_: object) -> httpx.Response:
+        asked.append(url)
+        return httpx.Response(200)
+
+    monkeypatch.setattr(httpx, "get", get)
+    check_service(Settings())
+    assert asked == ["http://[::1]:1/health/ready"]
 
 
 class FullDisk(io.StringIO):

@@ -169,6 +169,20 @@ def test_without_keys_the_service_listens_on_loopback_alone(changes: dict[str, o
     assert make_settings(**changes).listen_host == listens_on
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("fd00::7", "http://[fd00::7]:8000"),
+        ("shop.example", "http://shop.example:8000"),
+    ],
+)
+def test_the_service_is_asked_where_it_listens(host: str, url: str) -> None:
+    assert make_settings(host=host, api_keys="k:admin").own_url == url
+
+
 def test_no_keys_are_said_at_the_start() -> None:
     with capture_logs() as records:
         Keys(make_settings(host="0.0.0.0")).tell()  # noqa: S104
