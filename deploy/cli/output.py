@@ -22,11 +22,11 @@ SECONDS_PER_LINE = 60.0  # of progress, in a log
 
 
 def result_console() -> Console:
-    return Console()
+    return Console(emoji=False)  # `:x:` may be a part of an id
 
 
 def note_console() -> Console:
-    return Console(stderr=True)
+    return Console(stderr=True, emoji=False)
 
 
 def log_as_notes() -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from deploy.cli import main
 from deploy.cli.following import EvolutionFailed, require_finished
 from deploy.cli.main import app
+from deploy.cli.output import print_error, print_json
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
 from deploy.client import DomainVersions
@@ -153,6 +154,14 @@ def test_a_service_that_listens_at_an_ipv6_address_is_asked_there(monkeypatch: p
     monkeypatch.setattr(httpx, "get", get)
     check_service(Settings())
     assert asked == ["http://[::1]:1/health/ready"]
+
+
+def test_no_id_becomes_an_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"user_id": "a:x:"})
+    print_error("Not found", "no user a:x:")
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"user_id": "a:x:"}
+    assert said.err == "Not found: no user a:x:\n"
 
 
 class FullDisk(io.StringIO):
