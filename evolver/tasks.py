@@ -54,7 +54,7 @@ def register(app: Celery, settings: Settings, surroundings: Surroundings) -> Non
         finally:
             structlog.contextvars.clear_contextvars()
 
-    @app.task(name=UPKEEP_TASK)  # type: ignore[untyped-decorator]
+    @app.task(name=UPKEEP_TASK, Request=CheckedRequest)  # type: ignore[untyped-decorator]
     def upkeep_task(domain: str) -> None:
         asyncio.run(_upkeep(settings, validate_domain(domain)))
 

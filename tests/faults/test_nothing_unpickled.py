@@ -150,7 +150,8 @@ def plant(settings: Settings, kind: str, crater: Path) -> None:
     """A poisoned message in the worker's queue, as somebody with access to the broker could put it."""
     app = Celery("attacker", broker=broker_url(settings), set_as_current=False)
     app.conf.update(task_serializer="pickle", accept_content=["pickle"])
-    app.send_task(tasks.EVOLVE_TASK, args=[Bomb(crater), DOMAIN], retry=False)
+    task = tasks.UPKEEP_TASK if kind == "upkeep of another shape" else tasks.EVOLVE_TASK
+    app.send_task(task, args=[Bomb(crater), DOMAIN], retry=False)
     app.close()
     if kind == "pickle":
         return
@@ -161,7 +162,7 @@ def plant(settings: Settings, kind: str, crater: Path) -> None:
             message |= {"content-type": "application/json", "body": body}
         elif kind == "unknown type":
             message |= {"content-type": "application/x-yaml", "body": base64.b64encode(b"!!python/none").decode()}
-        elif kind == "json of another shape":
+        elif kind in ("json of another shape", "upkeep of another shape"):
             message |= {"content-type": "application/json", "body": base64.b64encode(b'{"a": 1}').decode()}
         client.lpush("celery", json.dumps(message))
 
@@ -187,7 +188,7 @@ async def test_a_poisoned_broker_runs_nothing_and_blocks_nothing(
     assert armed.exists()
     armed.rmdir()
     await fill(backend)
-    kinds = ["pickle", "pickle that says json", "unknown type", "json of another shape"]
+    kinds = ["pickle", "pickle that says json", "unknown type", "json of another shape", "upkeep of another shape"]
     planted = kinds if not full else rng.choices(kinds, k=40)
     for number, kind in enumerate(planted):
         await asyncio.to_thread(plant, evolver_settings, kind, craters / str(number))
