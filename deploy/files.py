@@ -92,7 +92,7 @@ def read_interactions(
         interactions = list(read_parquet(path, _REQUIRED_COLUMNS, _interaction, tally.add))
     else:
         lines = _numbered_lines(path, tally)
-        interactions = list(_parsed(lines, _interaction_parser(path, lines), tally))
+        interactions = list(_parsed(lines, _interaction_parser(path, lines, tally), tally))
     low = -math.inf if since is None else since
     high = math.inf if until is None else until
     inside = [event for event in interactions if low <= event.timestamp < high]
@@ -122,7 +122,7 @@ def _numbered_lines(path: Path, tally: _Tally) -> Iterator[tuple[int, bytes]]:
 def _parsed(lines: Iterator[tuple[int, bytes]], parse: Callable[[str], T], tally: _Tally) -> Iterator[T]:
     for number, line in lines:
         try:
-            yield parse(line.decode("utf-8").rstrip("\r\n"))
+            yield parse(line.decode("utf-8-sig").rstrip("\r\n"))  # the first line may begin with a byte order mark
         except UnicodeDecodeError:
             tally.add(number, "not UTF-8", line)
         except ValueError as error:
@@ -185,9 +185,12 @@ def _text(record: Mapping[str, object], name: str) -> str:
     return value.encode("utf-8", "replace").decode()  # a JSON escape can smuggle in half a surrogate pair
 
 
-def _interaction_parser(path: Path, lines: Iterator[tuple[int, bytes]]) -> Callable[[str], Interaction]:
+def _interaction_parser(path: Path, lines: Iterator[tuple[int, bytes]], tally: _Tally) -> Callable[[str], Interaction]:
     """Reads the header; columns may come in any order, unknown ones are ignored."""
-    header = next(lines, (0, b""))[1].decode("utf-8-sig", "replace")
+    first = next(lines, None)
+    if first is None:
+        raise InvalidInput(f"{path} has no header: {tally.first[0].reason if tally.first else 'the file is empty'}")
+    header = first[1].decode("utf-8-sig", "replace")
     columns = [name.strip() for name in _cells(header)]
     missing = [name for name in _REQUIRED_COLUMNS if name not in columns]
     if missing:

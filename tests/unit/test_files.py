@@ -40,6 +40,11 @@ def test_items_plain_and_compressed(tmp_path: Path, name: str) -> None:
     assert loaded.n_bad == 0
 
 
+def test_items_with_a_byte_order_mark(tmp_path: Path) -> None:
+    loaded = read_items(write(tmp_path / "items.jsonl", '\ufeff{"item_id": "a"}\n{"item_id": "b"}\n'))
+    assert [item.item_id for item in loaded.rows] == ["a", "b"]
+
+
 def test_bad_item_lines_are_counted_and_the_rest_goes_in(tmp_path: Path) -> None:
     bad = [
         b"{",
@@ -82,8 +87,12 @@ def test_columns_in_any_order_with_a_byte_order_mark(tmp_path: Path) -> None:
 def test_without_the_columns_nothing_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no column item_id, timestamp"):
         read_interactions(write(tmp_path / "c.csv", "user_id,product\nu,a\n"))
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInput, match="no header: the file is empty"):
         read_interactions(write(tmp_path / "empty.csv", ""))
+    plain = tmp_path / "plain.csv.gz"
+    plain.write_text(HEADER)
+    with pytest.raises(InvalidInput, match="no header: the file ends here: Not a gzipped file"):
+        read_interactions(plain)
     with pytest.raises(NotFound):
         read_items(tmp_path / "absent.jsonl")
 
