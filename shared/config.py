@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.network import LOOPBACK, is_loopback
 from shared.precision import Dtype
 
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
 
 
@@ -137,6 +138,13 @@ class Settings(BaseSettings):
         """Where this machine asks the service. One that listens everywhere is asked at loopback, of the same family."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen_host, self.listen_host)  # noqa: S104
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_of_redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"begins with none of {', '.join(REDIS_SCHEMES)}")
+        return value
 
     @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")
     @classmethod

@@ -62,7 +62,10 @@ def main() -> None:
 
 def _settings_to_mend(error: ValidationError) -> str:
     """Their names and what is wrong, without their values, which may be secrets."""
-    return "; ".join(f"EVOREC_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
+    return "; ".join(
+        ": ".join([*(f"EVOREC_{str(name).upper()}" for name in each["loc"][:1]), each["msg"]])
+        for each in error.errors()
+    )
 
 
 if __name__ == "__main__":
