@@ -32,15 +32,15 @@ SCORED_AT_ONCE = 2**22  # entries of log p(r | o), some users together
 
 @dataclass(frozen=True, slots=True)
 class CurrentSequence:
-    """A user's current sequence (oldest first), of which the first `n_old` interactions lie before the window."""
+    """A user's current sequence (oldest first) and the window's places in it; what came late is not at its end."""
 
     items: tuple[ItemId, ...]
-    n_old: int
+    window: frozenset[int]
 
     @property
-    def n_considered(self) -> int:
-        """How many may be forgotten, the first ones: before the window, and not among the newest."""
-        return max(0, min(self.n_old, len(self.items) - KEPT_NEWEST))
+    def considered(self) -> tuple[int, ...]:
+        """Places that may be forgotten: not of the window, and not among the newest."""
+        return tuple(p for p in range(len(self.items) - KEPT_NEWEST) if p not in self.window)
 
 
 def contributions(given: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ def _candidate(
     user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int], model: Retriever
 ) -> _Candidate | None:
     known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
-    old = tuple(p for p in known[:-KEPT_NEWEST] if p < sequence.n_old)
-    recent = [p for p in known if p >= sequence.n_old][-RECENT:]
+    old = tuple(p for p in known[:-KEPT_NEWEST] if p not in sequence.window)
+    recent = [p for p in known if p in sequence.window][-RECENT:]
     if not (old and recent):
         return None
 

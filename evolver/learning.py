@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from shared.disk import room_in
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
+from shared.types import Interaction
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -191,7 +193,7 @@ class Learner:
             with working_on(user):
                 events = self._known.filter(user, self._split.visible[user])
                 sequences[user] = item_sequence(events)
-                window[user] = frozenset(place for place, event in enumerate(events) if self.examples.in_window(event))
+                window[user] = self._window_places(events)
         return renew_retriever(
             self._parent_retriever,
             self._inputs.items,
@@ -204,6 +206,9 @@ class Learner:
             on_step=self._stages.report,
             device=self.model.device,
         )
+
+    def _window_places(self, events: Sequence[Interaction]) -> frozenset[int]:
+        return frozenset(place for place, event in enumerate(events) if self.examples.in_window(event))
 
     def _trained(self) -> Retriever:
         """A retriever from scratch, on everything."""
@@ -222,15 +227,13 @@ class Learner:
         current, events = {}, {}
         for user in sorted(self._split.active):
             with working_on(user):
-                # What came late is of the window, however old it is: it stands behind all that was there before.
-                events[user] = sorted(self._known.filter(user, self._split.visible[user]), key=self.examples.in_window)
-                n_old = sum(not self.examples.in_window(event) for event in events[user])
-                current[user] = CurrentSequence(item_sequence(events[user]), n_old)
+                events[user] = self._known.filter(user, self._split.visible[user])
+                current[user] = CurrentSequence(item_sequence(events[user]), self._window_places(events[user]))
         gone = outdated(renewed, self._inputs.items, current, on_chunk=lambda _: self._stages.report(1.0))
         forgotten = ForgottenSet(
             {u: frozenset(events[u][p].event_id for p in positions) for u, positions in gone.items()}
         )
-        considered = sum(sequence.n_considered for sequence in current.values())
+        considered = sum(len(sequence.considered) for sequence in current.values())
         share = len(forgotten) / max(1, considered)
         return Forgetting(renewed, self._known.union(forgotten), len(forgotten), share)
 

@@ -55,22 +55,23 @@ def on_store(store: Store, settings: Settings, seed: int) -> dict[str, Figures]:
         on_step=lambda _: None,
     )
     back = [user for user in sequences if n_old[user] < len(sequences[user])]
+    window = {user: frozenset(range(n_old[user], len(sequences[user]))) for user in back}
     away = sorted(sequences.keys() - set(back))
     rehearsed = np.random.default_rng(seed).permutation(away)[: n_rehearsed(len(back))].tolist()
     model = renew_retriever(
         model,
         store.items,
         sequences,
-        {user: frozenset(range(n_old[user], len(sequences[user]))) for user in back},
+        window,
         rehearsed,
         rehearsing=EVOREC.rehearsing,
         epochs=settings.retriever_window_epochs,
         seed=seed,
         on_step=lambda _: None,
     )
-    current = {user: CurrentSequence(sequences[user], n_old[user]) for user in back}
+    current = {user: CurrentSequence(sequences[user], window[user]) for user in back}
     considered = {
-        event.event_id for user, sequence in current.items() for event in histories[user][: sequence.n_considered]
+        histories[user][place].event_id for user, sequence in current.items() for place in sequence.considered
     }
     truth = considered & store.outdated
     found: dict[str, Figures] = {}

@@ -33,12 +33,13 @@ def _trained() -> Retriever:
 
 def test_a_taste_left_behind_is_outdated_and_the_newest_are_kept() -> None:
     model = _trained()
-    moved = CurrentSequence(tuple(i.item_id for i in (*TENTS[:3], *TEAS[:4])), n_old=3)
-    loyal = CurrentSequence(tuple(i.item_id for i in TEAS[:7]), n_old=3)
+    window = frozenset(range(3, 7))
+    moved = CurrentSequence(tuple(i.item_id for i in (*TENTS[:3], *TEAS[:4])), window)
+    loyal = CurrentSequence(tuple(i.item_id for i in TEAS[:7]), window)
     gone = outdated(model, ITEMS, {UserId("moved"): moved, UserId("loyal"): loyal})
     assert gone.get(UserId("moved")), "nothing of the old taste was forgotten"
     assert len(gone[UserId("moved")]) > len(gone.get(UserId("loyal"), ()))
-    assert all(position < moved.n_old for position in gone[UserId("moved")])
+    assert not gone[UserId("moved")] & window
 
 
 def test_what_a_drift_made_outdated_is_found_on_a_generated_store() -> None:
@@ -51,12 +52,12 @@ def test_what_a_drift_made_outdated_is_found_on_a_generated_store() -> None:
     items = {user: tuple(event.item_id for event in events) for user, events in sequences.items()}
     model = train_retriever(store.items, items, epochs=10, seed=0, on_step=lambda _: None)
     current = {
-        user: CurrentSequence(items[user], sum(event.event_id in first for event in events))
+        user: CurrentSequence(items[user], frozenset(p for p, e in enumerate(events) if e.event_id not in first))
         for user, events in sequences.items()
     }
     gone = outdated(model, store.items, current)
     forgotten = {sequences[user][p].event_id for user, positions in gone.items() for p in positions}
-    old = {e.event_id for user, s in current.items() if s.n_old < len(s.items) for e in sequences[user][: s.n_old]}
+    old = {e.event_id for user, s in current.items() if s.window for e in sequences[user] if e.event_id in first}
     precision = len(forgotten & store.outdated) / len(forgotten)
     base_rate = len((old - forgotten) & store.outdated) / len(old - forgotten)
     assert len(forgotten) > 50

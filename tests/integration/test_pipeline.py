@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from evolver.forget import KEPT_NEWEST, outdated
 from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult
 from evolver.lora import load_with_lora, lora_state
 from evolver.pipeline import run_pipeline
@@ -149,6 +151,20 @@ def test_forget_takes_old_interactions_of_active_users_alone(line: Line) -> None
     for user in active:
         assert not forgotten.of(user) & window
     assert len(ForgottenSet.load(line.first)) == 0
+
+
+def test_however_much_is_forgotten_the_window_and_the_newest_by_time_stay(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolver.learning.outdated", partial(outdated, threshold=1e9))
+    inputs = _evolution_inputs(line.store)
+    parent = ParentVersion(line.first, manifest(blend=line.bootstrap.blend))
+    _run(inputs, parent, tmp_path / "next", learning_rate=0.0, max_train_examples=4)
+    forgotten = ForgottenSet.load(tmp_path / "next")
+    assert len(forgotten) > len(inputs.active_users())
+    for user, events in inputs.histories.items():
+        kept = {event.event_id for event in events[-KEPT_NEWEST:]} | inputs.window_event_ids
+        assert not forgotten.of(user) & kept
 
 
 def test_a_version_forgets_nothing_of_users_whom_the_domain_no_longer_knows(line: Line, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_contribution_is_what_the_interaction_alone_says_about_the_one_it_speaks
 
 def test_short_histories_forget_nothing() -> None:
     model = Retriever([item.item_id for item in ITEMS])
-    short = CurrentSequence(tuple(i.item_id for i in TEAS[:KEPT_NEWEST]), n_old=1)
-    alone = CurrentSequence((TEAS[0].item_id,), n_old=0)
+    short = CurrentSequence(tuple(i.item_id for i in TEAS[:KEPT_NEWEST]), frozenset({1, 2}))
+    alone = CurrentSequence((TEAS[0].item_id,), frozenset({0}))
     assert outdated(model, ITEMS, {UserId("a"): short, UserId("b"): alone}, threshold=1e9) == {}
 
 
@@ -54,11 +54,20 @@ def test_users_together_forget_what_each_would(monkeypatch: pytest.MonkeyPatch, 
     model = Retriever([item.item_id for item in ITEMS], RetrieverConfig(width=32, layers=1, word_buckets=256)).eval()
     ids = [item.item_id for item in ITEMS]
     sequences = {
-        UserId(f"u{n}"): CurrentSequence((*ids[n : n + 6], ItemId("gone"), ids[0], ids[n + 7]), n_old=4 + n % 3)
+        UserId(f"u{n}"): CurrentSequence(
+            (*ids[n : n + 6], ItemId("gone"), ids[0], ids[n + 7]), window=frozenset(range(4 + n % 3, 9))
+        )
         for n in range(8)
     }
     monkeypatch.setattr("evolver.forget.SCORED_AT_ONCE", at_once)
     each = [outdated(model, ITEMS, {user: sequence}, threshold=0.5) for user, sequence in sequences.items()]
     together = outdated(model, ITEMS, sequences, threshold=0.5)
     assert together == {user: gone for found in each for user, gone in found.items()}
-    assert 0 < sum(map(len, together.values())) < sum(one.n_considered for one in sequences.values())
+    assert 0 < sum(map(len, together.values())) < sum(len(one.considered) for one in sequences.values())
+
+
+def test_what_came_late_is_the_windows_and_the_newest_by_time_are_kept() -> None:
+    model = Retriever([item.item_id for item in ITEMS])
+    late = CurrentSequence(tuple(item.item_id for item in ITEMS[:8]), window=frozenset({1, 3}))
+    assert outdated(model, ITEMS, {UserId("a"): late}, threshold=1e9) == {UserId("a"): frozenset({0, 2, 4})}
+    assert late.considered == (0, 2, 4)
