@@ -18,6 +18,7 @@ from evolver.inputs import ParentVersion, Pipeline, PipelineResult, PoisonUser, 
 from evolver.lease import Lease
 from evolver.monitor import Monitor, ignore, never
 from evolver.window import Window
+from shared.base_model import base_model_hash
 from shared.config import Settings
 from shared.dead_letters import DeadLetter
 from shared.disk import room_in
@@ -121,7 +122,9 @@ class Run:
         if champion is None:
             return None
         folder = await asyncio.to_thread(self._backend.artifacts.fetch, domain, champion)
-        return ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
+        parent = ParentVersion(folder, await asyncio.to_thread(self._backend.artifacts.manifest, domain, champion))
+        await asyncio.to_thread(_require_base_of, parent.manifest, self._backend.settings)
+        return parent
 
     async def _train_without_poison(
         self, read: Window, parent: ParentVersion | None
@@ -224,6 +227,16 @@ class Run:
     async def _consider(self, read: Window) -> None:
         """The window was looked at: triggers count from its end, so that it does not fire again at once."""
         await self._backend.registry.set_considered(self._evolution.domain, read.until, self._lease.token)
+
+
+def _require_base_of(parent: Manifest, settings: Settings) -> None:
+    """A LoRA says nothing on another base than its own, even one of the same shape."""
+    if (found := base_model_hash(settings.base_model)) != parent.base_model_hash:
+        raise EvorecError(
+            f"{parent.name} was made on the base {parent.base_model!r} ({parent.base_model_hash[:12]}), and "
+            f"EVOREC_BASE_MODEL={settings.base_model!r} is another ({found[:12]}): set the old one again, or bootstrap "
+            "a new domain on the new one"
+        )
 
 
 def work_folder(settings: Settings, evolution_id: EvolutionId, token: int) -> Path:

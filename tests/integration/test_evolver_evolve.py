@@ -29,7 +29,7 @@ from evolver.inputs import (
 from shared.config import Settings
 from shared.evolutions import EvolutionStatus
 from shared.types import AdapterName, UserId
-from tests.integration.evolver_support import DOMAIN, USERS, fill, nothing_published, run
+from tests.integration.evolver_support import DOMAIN, USERS, base_model_stub, fill, nothing_published, run
 from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
@@ -61,6 +61,22 @@ async def test_bootstrap_then_evolution(backend: Backend) -> None:
     assert {"window", *STAGES} <= set(manifest.stage_seconds)
     assert await backend.registry.considered(DOMAIN) == await backend.log.tail(DOMAIN)
     assert not list((backend.settings.state_dir / "work").iterdir())
+
+
+async def test_a_champion_of_another_base_is_nothing_to_go_on_from(
+    redis: Redis, backend: Backend, tmp_path: Path
+) -> None:
+    await fill(backend)
+    await run(backend)
+    await fill(backend, start=5_000.0)
+    other = base_model_stub(tmp_path / "other")
+    (other / "tokenizer.json").write_text("[]")
+    evolution = await run(Backend.over(redis, backend.settings.model_copy(update={"base_model": str(other)})))
+
+    assert evolution.status is EvolutionStatus.failed
+    assert f"made on the base {backend.settings.base_model!r}" in (evolution.error or "")
+    assert f"EVOREC_BASE_MODEL={str(other)!r} is another" in (evolution.error or "")
+    assert await backend.registry.champion(DOMAIN) == "shop-v000001"
 
 
 async def test_a_failing_gate_is_recorded_and_said_but_does_not_stop_the_publication(backend: Backend) -> None:
