@@ -4,6 +4,7 @@ time.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPU_ROOM = 4  # free memory that makes a GPU a choice, in sizes of the base: its weights, merged ones, activations
 GPU_ROOM_LEAST = 4 * 2**30  # bytes: of a small base batches of scores, and the retriever's training, take more
@@ -42,24 +44,26 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
     base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base_model_folder(settings.base_model), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
     )
-    model = add_lora(base, settings, seed=seed)
+    model = add_lora(base, settings, seed=seed, like=parent)
     if parent is not None:
         set_peft_model_state_dict(model, load_peft_weights(str(parent), device="cpu"))
     return model
 
 
-def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int) -> PeftModel:
-    """A fresh LoRA on a base in float32, ready to be asked and trained.
+def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int, like: Path | None = None) -> PeftModel:
+    """A fresh LoRA on a base in float32, ready to be asked and trained; `like`: folder of a version of the same rank.
 
     The model also says what its products are computed in (`compute_dtype`) and whether it can be run in parts
     (`has_parts`).
     """
     from peft import LoraConfig, get_peft_model
 
+    rank = settings.lora_rank
+    made = json.loads((like / ADAPTER_CONFIG_FILE).read_bytes()) if like else {"r": rank, "lora_alpha": 2 * rank}
     torch.manual_seed(seed)
     config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=2 * settings.lora_rank,
+        r=made["r"],
+        lora_alpha=made["lora_alpha"],
         lora_dropout=0.0,
         target_modules=list(TARGET_MODULES),
         task_type="CAUSAL_LM",

@@ -71,7 +71,7 @@ class _Run:
             lora_parameters=lesson.lora_parameters,
             forgotten_interactions=lesson.forgetting.count,
             forgotten_share=lesson.forgetting.share,
-            lora_rank=self._settings.lora_rank,
+            lora_rank=learner.model.peft_config["default"].r,
             target_modules=TARGET_MODULES,
             blend=weights,
             metrics={"before": before.metrics, "after": after.metrics},

@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     dtype: Dtype | Literal["auto"] = Field(
         "auto", description="auto: the base's own on a GPU; on a CPU bfloat16 where the processor has it, else float32"
     )
-    lora_rank: PositiveInt = 16
+    lora_rank: PositiveInt = Field(
+        16, description="Of domains to come, which keep theirs; the service refuses versions of a higher one"
+    )
     lora_kernels: bool = Field(True, description="On CPUs: service.lora_kernels in place of vLLM's own LoRA products")
     max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
     max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Item
 
 BLEND_FILE = "blend.json"
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 
 def save_blend(weights: BlendWeights, folder: Path) -> None:
@@ -30,9 +28,8 @@ def load_blend(folder: Path) -> BlendWeights:
 
 
 def load_version(folder: Path, items: Sequence[Item], settings: Settings) -> Version:
-    """The version of a folder over a catalog; its LoRA may have another rank than the settings' (`lsat`'s has)."""
-    rank = json.loads((folder / ADAPTER_CONFIG_FILE).read_bytes())["r"]
-    model = load_with_lora(settings.model_copy(update={"lora_rank": rank}), folder, seed=settings.seed)
+    """The version of a folder over a catalog."""
+    model = load_with_lora(settings, folder, seed=settings.seed)
     return Version(model, RetrieverIndex(Retriever.load(folder), items), ForgottenSet.load(folder))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from evolver.forget import KEPT_NEWEST, outdated
 from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult
-from evolver.lora import load_with_lora, lora_state
+from evolver.lora import ADAPTER_CONFIG_FILE, load_with_lora, lora_state
 from evolver.pipeline import run_pipeline
 from evolver.stores import Store, make_store
 from evolver.update import Labelled, UpdateConfig, update
@@ -86,7 +87,8 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
     store = make_store(11, n_users=120, n_items=160, n_categories=8)
     bootstrap = _run(_inputs(store, store.first_period, store.first_period), None, folder / "v1")
     parent = ParentVersion(folder / "v1", manifest(blend=bootstrap.blend))
-    evolution = _run(_evolution_inputs(store), parent, folder / "v2", retriever_members=1, retriever_dropout=0.1)
+    changes = {"lora_rank": 4, "retriever_members": 1, "retriever_dropout": 0.1}
+    evolution = _run(_evolution_inputs(store), parent, folder / "v2", **changes)
     return Line(store, folder / "v1", folder / "v2", bootstrap, evolution)
 
 
@@ -189,6 +191,13 @@ def test_metrics_of_both_groups_before_and_after_are_there(line: Line) -> None:
             assert all(0 <= value <= 1 for name, value in values.items() if not name.endswith("n"))
     assert line.evolution.metrics["before"]["U_I"]["n"] > 0
     assert line.evolution.train_examples == SETTINGS.max_train_examples
+
+
+def test_a_domain_keeps_the_rank_of_its_bootstrap(line: Line) -> None:
+    """The evolution was told another one, and a LoRA of that would have other shapes."""
+    assert (line.bootstrap.lora_rank, line.evolution.lora_rank) == (SETTINGS.lora_rank, SETTINGS.lora_rank)
+    before, after = (json.loads((folder / ADAPTER_CONFIG_FILE).read_bytes()) for folder in (line.first, line.second))
+    assert before == after
 
 
 def test_a_domain_keeps_the_retriever_that_its_bootstrap_was_told_to_make(line: Line) -> None:
