@@ -131,7 +131,8 @@ def visible_popularity(inputs: EvolutionInputs, split: Split, half_life_days: fl
         visible = {event.event_id for event in split.visible[user]}
         for event in events:
             if event.event_id not in visible and event.item_id in left:
-                left[event.item_id] -= 2.0 ** (log2_weight(event.timestamp, half_life_days) - top)
+                # No event weighs more than the largest mass, unless that was counted with another half-life.
+                left[event.item_id] -= 2.0 ** min(1.0, log2_weight(event.timestamp, half_life_days) - top)
     left = {item: mass for item, mass in left.items() if mass > ROUNDING * whole[item]}
     total = sum(left.values())
     return {item: mass / total for item, mass in left.items()}

@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     max_history: PositiveInt = Field(500, description="Newest interactions kept per user")
     event_id_ttl_s: PositiveInt = 7 * 24 * 3600
     max_clock_skew_s: PositiveInt = Field(24 * 3600, description="A timestamp further in the future is rejected")
-    popularity_half_life_days: float = 60.0
+    popularity_half_life_days: PositiveFloat = Field(
+        60.0, description="Never changed once there is data: what Redis has counted up decays by it"
+    )
 
     # -- evolution --------------------------------------------------------------------------------
     evolve_min_interactions: PositiveInt = Field(1000, description="Trigger: new interactions since `considered`")

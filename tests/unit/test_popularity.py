@@ -5,8 +5,10 @@ import doctest
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 import shared.popularity
+from shared.config import Settings
 from shared.popularity import log2_weight, shares_of
 
 DAY = 86400
@@ -23,6 +25,12 @@ def test_an_event_loses_half_its_weight_in_a_half_life() -> None:
     shares = shares_of(masses)
     assert list(shares) == ["new", "mid", "old"]
     assert list(shares.values()) == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+
+
+@pytest.mark.parametrize("days", [0, -1])
+def test_a_half_life_is_positive(days: float) -> None:
+    with pytest.raises(ValidationError):
+        Settings(popularity_half_life_days=days)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.floats(-1e6, 1e6)), min_size=1))

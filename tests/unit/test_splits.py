@@ -101,3 +101,12 @@ def test_popularity_of_a_whole_domain_lacks_what_is_held_out_as_that_of_historie
     few = replace(parts, visible={target.user_id: target.before})
     one = replace(inputs, histories={target.user_id: (*target.before, held)}, popularity=alone)
     assert visible_popularity(one, few, half_life) == {"elsewhere": 1.0}
+
+
+def test_masses_of_another_half_life_are_no_overflow() -> None:
+    inputs = _inputs()
+    masses = {item.item_id: log2_weight(1_700_000_000, 60) for item in ITEMS}
+    parts = split(inputs, max_panel=6, max_validation=4)
+    shares = visible_popularity(replace(inputs, popularity=masses), parts, half_life_days=1.0)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert min(shares.values()) > 0
