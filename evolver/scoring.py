@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,17 +79,31 @@ def _case(target: Target, pool: CandidatePool, seed: int) -> Case:
         return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
 
 
-def retrieved_cases(version: Version, targets: Sequence[Target], k: int) -> list[tuple[Target, Case]]:
-    """The whole pipeline's candidates: the retriever's top k over the catalog, what the user has seen excluded."""
+def retrieved_cases(
+    version: Version, targets: Sequence[Target], k: int, popularity: Mapping[ItemId, float]
+) -> list[tuple[Target, Case]]:
+    """The whole pipeline's candidates: the retriever's top k over the catalog, what the user has seen excluded; before
+    the bootstrap the k most popular, as the domain answered then.
+    """
+    popular = _most_popular(version.index, popularity) if version.model is None else []
     cases = []
     for target in targets:
         with working_on(target.user_id):
             history = filtered(version.forgotten, target.user_id, target.before)
             seen = frozenset(item_sequence(target.before))
-            found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
+            if version.model is None:
+                found = [*islice((item for item in popular if item not in seen), k)]
+            else:
+                found = [item for item, _ in version.index.candidates(history, k, exclude=seen)]
             order = tuple(candidate_order(found, target.user_id))
             cases.append((target, Case(target.user_id, target.item_id, order, target.active)))
     return cases
+
+
+def _most_popular(index: RetrieverIndex, popularity: Mapping[ItemId, float]) -> list[ItemId]:
+    """What is available and has been bought, the most popular first; ties by id, as the domain serves them."""
+    ordered = sorted(popularity, key=lambda item: (-popularity[item], item))
+    return [item for item in ordered if (known := index.item(item)) is not None and known.available]
 
 
 def score_cases(
@@ -176,7 +190,7 @@ def evaluate_version(
     """Metrics of a version on uniform and weighted candidates, and of the whole pipeline on the catalog."""
     targets = [target for target, _ in cases[UNIFORM]]
     active = frozenset(target.user_id for target in targets if target.active)
-    sets = {**cases, CATALOG: retrieved_cases(version, targets, k)}
+    sets = {**cases, CATALOG: retrieved_cases(version, targets, k, popularity)}
     found: dict[str, dict[UserId, int]] = {}
     metrics: dict[str, dict[str, float]] = {"U_A": {}, "U_I": {}, "U": {}}
     for number, (name, chosen) in enumerate(sets.items()):

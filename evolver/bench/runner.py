@@ -246,7 +246,7 @@ def ask(
     n_tables = sum(len(question.cases) + 1 for question in a_round.questions.values())
     for kind in KINDS:
         question = a_round.questions[kind]
-        found = retrieved_cases(version, question.targets, settings.rank_candidates)
+        found = retrieved_cases(version, question.targets, settings.rank_candidates, question.popularity)
         for name, cases in {**question.cases, CATALOG_SET: found}.items():
             part = partial(report_part, report, len(tables), n_tables)
             tables[f"{kind}/{name}"] = of_version(score_cases(version, cases, builder, question.popularity, part))

@@ -23,7 +23,7 @@ from evolver.evaluate import (
     rank_of,
     summarise,
 )
-from evolver.scoring import Scored, Version, ranks, score_cases
+from evolver.scoring import Scored, Version, ranks, retrieved_cases, score_cases
 from evolver.splits import Target
 from shared.config import Settings
 from shared.errors import EvorecError
@@ -32,6 +32,7 @@ from shared.prompt import Prompt, PromptBuilder
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Item, ItemId, UserId
+from tests.factories import interaction
 
 POOL = [ItemId(f"i{n}") for n in range(60)]
 UNIFORM = CandidatePool(POOL, np.ones(60))
@@ -111,6 +112,16 @@ def test_an_llm_whose_scores_are_no_numbers_ranks_nothing(monkeypatch: pytest.Mo
     cases = [(Target(user, POOL[0], (), True), Case(user, POOL[0], tuple(POOL[:3]), True))]
     with pytest.raises(EvorecError, match="its weights have diverged"):
         score_cases(version, cases, PromptBuilder.load(Settings(_env_file=None)), {})
+
+
+def test_before_the_bootstrap_the_catalogs_candidates_are_the_most_popular_that_the_user_has_not_seen() -> None:
+    items = [Item(item, f"thing {item}", available=item != POOL[5]) for item in POOL[1:]]
+    version = Version(None, RetrieverIndex(Retriever([]), items), ForgottenSet())
+    popularity = {item: float(number) for number, item in enumerate(POOL[:9])}  # the first has left the catalog
+    target = Target(UserId("u"), POOL[3], (interaction("u", POOL[8]), interaction("u", POOL[6])), True)
+    ((_, few),), ((_, all_there_are),) = (retrieved_cases(version, [target], k, popularity) for k in (3, 20))
+    assert set(few.candidates) == {POOL[7], POOL[4], POOL[3]}
+    assert set(all_there_are.candidates) == {POOL[7], POOL[4], POOL[3], POOL[2], POOL[1]}
 
 
 def test_the_llm_is_asked_only_where_its_answer_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
