@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from evolver.attention import attend_blockwise
-from evolver.trunk import has_parts
+from evolver.trunk import has_parts, require_plain_logits
 from shared.base_model import base_model_folder
 from shared.config import Settings
 from shared.precision import Dtype, cpu_dtype
@@ -54,7 +54,7 @@ def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int, like: Path
     """A fresh LoRA on a base in float32, ready to be asked and trained; `like`: folder of a version of the same rank.
 
     The model also says what its products are computed in (`compute_dtype`) and whether it can be run in parts
-    (`has_parts`).
+    (`has_parts`). Raises `InvalidInput` for a base whose logits are more than one product.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -71,6 +71,7 @@ def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int, like: Path
     device = train_device(settings, sum(parameter.nbytes for parameter in base.parameters()))
     model: PeftModel = get_peft_model(base, config).to(device).eval()
     model.compute_dtype = torch.float32
+    require_plain_logits(model)
     model.has_parts = has_parts(model)
     # Master weights stay float32; the trunk computes in what the engine computes in.
     model.compute_dtype = train_dtype(device, settings.dtype)

@@ -19,6 +19,8 @@ import structlog
 import torch
 from torch import Tensor, nn
 
+from shared.errors import InvalidInput
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -66,7 +68,7 @@ def has_parts(model: PeftModel) -> bool:
     They do not where a model scales what it is given as embeddings, hands its blocks more than the hidden states, or
     names its modules otherwise; such a model is run as a whole, and the log says so.
     """
-    ids = torch.arange(_PROBE[0] * _PROBE[1], device=model.device).reshape(_PROBE)
+    ids = _probe(model)
     answer = torch.full((_PROBE[0],), _PROBE[1] - 1, device=model.device)
     half = max(1, len(decoder_layers(model)) // 2)
     try:
@@ -80,6 +82,25 @@ def has_parts(model: PeftModel) -> bool:
     if not same:
         log.warning("model_runs_as_a_whole", model=type(model.get_base_model()).__name__, reason="parts differ")
     return same
+
+
+@torch.no_grad()
+def require_plain_logits(model: PeftModel) -> None:
+    """Raise `InvalidInput` where a model's logits are not W h: they are scaled or capped in some families (Cohere,
+    Gemma 2, Granite), and what is learned here would not be what the engine answers. Tried as `has_parts` is.
+    """
+    base, ids = model.get_base_model(), _probe(model)
+    theirs = base(input_ids=ids, use_cache=False).logits[:, -1]  # [B, V]
+    ours = run_trunk(model, ids)[:, -1] @ base.lm_head.weight.T
+    if not torch.allclose(ours.log_softmax(-1), theirs.log_softmax(-1), rtol=1e-3, atol=1e-2):
+        raise InvalidInput(
+            f"{type(base).__name__} scales or caps its logits, which training does not follow: choose another base "
+            "for EVOREC_BASE_MODEL."
+        )
+
+
+def _probe(model: PeftModel) -> Tensor:
+    return torch.arange(_PROBE[0] * _PROBE[1], device=model.device).reshape(_PROBE)
 
 
 class _PassOn(nn.Module):

@@ -54,7 +54,9 @@ BASES = {
     "qwen3 that attends differently in each layer": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **SLIDING)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, query_pre_attn_scalar=8, sliding_window=4)),
+    "gemma2": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SIZES, query_pre_attn_scalar=8, sliding_window=4, final_logit_softcapping=None)
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,15 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from torch import Tensor, nn
-from transformers import GraniteConfig, GraniteForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+)
 
 from evolver import attention
 from evolver.attention import blockwise_attention
@@ -17,6 +26,7 @@ from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
 from evolver.lora import lora_state, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
 from evolver.trunk import decoder_layers, has_parts
+from shared.errors import InvalidInput
 from shared.prompt import Prompt
 from tests.trunk_support import (
     BASES,
@@ -106,6 +116,21 @@ def test_a_model_of_another_form_runs_as_a_whole() -> None:
     for prompt, scores in zip(prompts, score_prompts(model, prompts, LABELS), strict=True):
         with torch.no_grad():
             torch.testing.assert_close(torch.tensor(scores), whole_logprobs(model, prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)),
+        lambda: CohereForCausalLM(CohereConfig(**SIZES)),
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, query_pre_attn_scalar=8, final_logit_softcapping=2.0)),
+    ],
+    ids=["granite", "cohere", "gemma2"],
+)
+def test_a_model_that_scales_or_caps_its_logits_is_refused(base: Callable[[], PreTrainedModel]) -> None:
+    torch.manual_seed(3)
+    with pytest.raises(InvalidInput, match=r"scales or caps its logits, .* choose another base"):
+        adapted(base())
 
 
 def test_a_model_whose_parts_have_other_names_runs_as_a_whole() -> None:
