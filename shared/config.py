@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.network import LOOPBACK, is_loopback
@@ -13,6 +13,9 @@ from shared.precision import Dtype
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
+
+# Of a prompt (`shared.prompt`), at most: separator, category and line end of each line, and template with answer.
+LINE_TOKENS, TEMPLATE_TOKENS = 6, 20
 
 
 class Settings(BaseSettings):
@@ -130,6 +133,22 @@ class Settings(BaseSettings):
 
     log_format: Literal["console", "json"] = "console"
     log_level: str = "INFO"
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt whose titles and categories are all cut, and of its answer."""
+        line = self.title_tokens + LINE_TOKENS  # a candidate's has a label as well
+        return self.prompt_history * line + self.rank_candidates * (line + 1) + TEMPLATE_TOKENS
+
+    @model_validator(mode="after")
+    def _prompts_fit(self) -> Self:
+        if self.longest_prompt > self.max_model_len:
+            raise ValueError(
+                f"a prompt can have {self.longest_prompt} tokens and EVOREC_MAX_MODEL_LEN is {self.max_model_len}: "
+                f"raise it, or lower EVOREC_RANK_CANDIDATES ({self.rank_candidates}), EVOREC_TITLE_TOKENS "
+                f"({self.title_tokens}) or EVOREC_PROMPT_HISTORY ({self.prompt_history})"
+            )
+        return self
 
     @property
     def listen_host(self) -> str:

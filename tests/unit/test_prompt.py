@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from shared.config import Settings
 from shared.errors import InvalidInput
@@ -30,6 +32,7 @@ CANDIDATES = [
         "Home",
     ),
 ]
+LONG = replace(CANDIDATES[2], category="An extremely long category that goes on and on about its department")
 SPECIAL = [*LABEL_TOKENS[:3], "<|pad|>", "<|end|>", "<think>", "Candidates:", "Next purchase:"]
 
 
@@ -43,6 +46,17 @@ def test_labels_stand_where_the_prompt_says() -> None:
     prompt = BUILDER.build(HISTORY, CANDIDATES)
     assert [prompt.token_ids[position] for position in prompt.label_positions] == list(BUILDER.label_ids[:3])
     assert prompt.n_candidates == 3
+
+
+def test_settings_whose_longest_prompt_the_engine_could_not_read_are_refused() -> None:
+    settings = Settings()
+    history, candidates = ([LONG] * n for n in (settings.prompt_history, settings.rank_candidates))
+    longest = len(BUILDER.build(history, candidates).token_ids)
+    assert longest < settings.longest_prompt < longest + 20
+    Settings(max_model_len=settings.longest_prompt)
+    Settings(rank_candidates=100, max_model_len=4096)
+    with pytest.raises(ValidationError, match=r"can have \d+ tokens .* or lower EVOREC_RANK_CANDIDATES \(100\)"):
+        Settings(rank_candidates=100)
 
 
 MANY = [Item(ItemId(str(n)), f"thing number {n}") for n in range(40)]
