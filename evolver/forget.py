@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ THRESHOLD = -0.5  # theta, in nats: chosen on generated stores, where it is know
 RECENT = 4  # |R|
 KEPT_NEWEST = 3  # never forgotten, window or not
 PRIOR_ITEMS = 512  # p(r) is the mean of p(r | o) over so many items of the catalog
+PRIOR_AT_ONCE = 2**26  # entries of log p(r | o) in it, 256 MiB: all of them below some 100,000 items
 SCORED_AT_ONCE = 2**22  # entries of log p(r | o), some users together
 
 
@@ -60,9 +62,10 @@ def alone(model: Retriever, vectors: Tensor, rows: Tensor) -> Tensor:
 
 def log_prior(model: Retriever, vectors: Tensor) -> Tensor:
     """log p(r): what the model expects next when it knows nothing of the user.  -> [I]"""
-    step = max(1, len(vectors) // PRIOR_ITEMS)
-    given = alone(model, vectors, torch.arange(0, len(vectors), step))
-    return given.logsumexp(0) - math.log(len(given))
+    rows = torch.arange(0, len(vectors), max(1, len(vectors) // PRIOR_ITEMS))
+    chunks = rows.chunk(math.ceil(len(rows) * len(vectors) / PRIOR_AT_ONCE))
+    sums = (alone(model, vectors, chunk).logsumexp(0) for chunk in chunks)
+    return reduce(torch.logaddexp, sums) - math.log(len(rows))
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from evolver.forget import KEPT_NEWEST, CurrentSequence, alone, contributions, log_prior, outdated
 from shared.retriever import Retriever
@@ -38,6 +39,22 @@ def test_contribution_is_what_the_interaction_alone_says_about_the_one_it_speaks
 
         expected = [max(said(o, r) for r in recent) for o in old]
     assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_prior_is_made_in_parts_that_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Retriever([item.item_id for item in ITEMS], RetrieverConfig(width=32, layers=1, word_buckets=256)).eval()
+    vectors, asked = model.item_vectors(ITEMS).detach(), list[int]()
+
+    def counted(model: Retriever, vectors: Tensor, rows: Tensor) -> Tensor:
+        asked.append(len(rows))
+        return alone(model, vectors, rows)
+
+    whole = log_prior(model, vectors)
+    monkeypatch.setattr("evolver.forget.alone", counted)
+    monkeypatch.setattr("evolver.forget.PRIOR_AT_ONCE", 5 * len(ITEMS))
+    torch.testing.assert_close(log_prior(model, vectors), whole)
+    assert asked == [4, 4, 4, 4]
 
 
 def test_short_histories_forget_nothing() -> None:
