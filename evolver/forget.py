@@ -1,14 +1,15 @@
 """Forget: which older interactions no longer say anything about a user (EvoRec, arXiv 2511.16414, "Forget").
 
-A light sequential model, fitted to the window, models the user's current sequence. With R the user's newest
-interactions, an older interaction o contributes what it alone says about the one of them that it speaks for most:
+A light sequential model, fitted to the window, models the user's current sequence. With R the newest of the user's
+interactions in the window, an older interaction o contributes what it alone says about the one of them that it speaks
+for most:
 
     s(o, r) = log p(r | o) - log p(r)          how much likelier o makes r
     c(o)    = max over r in R of s(o, r)
 
-and is outdated where c(o) < theta: it makes all of what the user does now less likely. The newest interactions, R and
-everything of the window among them, are never forgotten. Why each interaction is judged alone, and not by what the
-model loses without it: docs/adr/0006.
+and is outdated where c(o) < theta: it makes all of what the user does now less likely. The window, R with it, and the
+user's newest interactions are never forgotten. Why each interaction is judged alone, and not by what the model loses
+without it: docs/adr/0006.
 """
 
 from __future__ import annotations

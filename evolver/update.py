@@ -2,7 +2,7 @@
 
     L = L_align + lambda L_cons
 
-    L_align = - mean over active users  log p(y | H_filtered)         the ranking loss on what they did next
+    L_align = - mean over active users' targets y  log p(y | H_filtered)     the ranking loss on what they did next
     L_cons  =   mean over inactive users KL( p_parent(. | H) || p(. | H) )   their predictions stay the parent's
 
 Nothing below the lowest located layer changes: what it makes of each prompt is computed once, and kept for all epochs,
