@@ -1,9 +1,9 @@
 """Evaluate: how well a version ranks for the panel, before and after, on active (U_A) and inactive users (U_I).
 
-Each panel user's last interaction by the window's end is the target, its history all before it; 19 further candidates
-are drawn from the items known by then, never the user's own, seeded and the same for every version compared: uniformly
-(the usual protocol) and weighted by time-decayed popularity to the power 0.75, because uniform draws mostly measure
-popularity.
+Each panel user's last interaction by the window's end, with an item not had before (ADR 0031), is the target, its
+history all before it; 19 further candidates are drawn from the items known by then, never the user's own, seeded and
+the same for every version compared: uniformly (the usual protocol) and weighted by time-decayed popularity to the power
+0.75, because uniform draws mostly measure popularity.
 
     HR@k   = 1[rank <= k]
     NDCG@k = 1[rank <= k] / log2(1 + rank)          (one relevant item)

@@ -13,7 +13,7 @@ import numpy as np
 from evolver.batches import build_prompt, make_example
 from evolver.inputs import EvolutionInputs, working_on
 from evolver.recipe import Targets
-from evolver.splits import Split, filtered, item_sequence, visible_popularity
+from evolver.splits import Split, filtered, first_times, item_sequence, visible_popularity
 from evolver.update import EXAMPLES_PER_INACTIVE, Labelled
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
@@ -37,7 +37,7 @@ class Examples:
     # -- users and their interactions ---------------------------------------------------------------------------------
 
     def users(self, targets: Targets, *, trainable_only: bool = False) -> list[UserId]:
-        """Users whose visible interactions may be targets; validation users' last one is not visible."""
+        """Users whose visible interactions may be targets; those held out for validation are not visible."""
         visible = self._split.visible
         allowed = self._split.trainable if trainable_only else frozenset(visible) - self._inputs.panel
         return sorted(allowed & self._split.active if targets is Targets.WINDOW else allowed)
@@ -55,14 +55,20 @@ class Examples:
         return tuple(event for event in self._split.visible[user] if not self.in_window(event))
 
     def positions(self, targets: Targets, forgotten: ForgottenSet) -> list[Position]:
-        """The trainable users' interactions that supply targets, at most `max_train_examples`, drawn with the seed."""
+        """The trainable users' interactions that supply targets, at most `max_train_examples`, drawn with the seed.
+
+        What a user had before is no target: it is never served, and stands in the prompt where no negative does.
+        """
         cap = self._settings.max_train_examples
         window: list[Position] = []
         past: list[Position] = []
         for user in self.users(targets, trainable_only=True):
-            events = forgotten.filter(user, self._split.visible[user])
+            visible = self._split.visible[user]
+            new = {visible[place].event_id for place in first_times(visible)}
+            events = forgotten.filter(user, visible)
             for place in range(1, len(events)):
-                (window if self.in_window(events[place]) else past).append((user, place))
+                if events[place].event_id in new:
+                    (window if self.in_window(events[place]) else past).append((user, place))
         if targets is Targets.WINDOW:
             return self._drawn(window, cap)
         if targets is Targets.EVERYTHING:

@@ -1,5 +1,6 @@
-"""Who may be learned from, and up to where: the panel's and the validation users' last interactions are held out.
+"""Who may be learned from, and up to where: what panel and validation users did last is held out.
 
+A target is the last item that a user had not had before (ADR 0031), and is held out with all that came after it.
 Everything that an evolution fits or counts (retriever, Forget, Update, popularity) reads `Split.visible`.
 """
 
@@ -23,7 +24,7 @@ QUIET_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A held-out interaction and the events of its user before it (unfiltered, oldest first)."""
+    """A held-out interaction with an item new to its user, and the events before it (unfiltered, oldest first)."""
 
     user_id: UserId
     item_id: ItemId
@@ -33,11 +34,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`visible`: histories without the held-out targets. `trainable`: users outside panel and validation.
+    """`visible`: histories up to the held-out targets. `trainable`: users outside panel and validation.
 
     `validation`: active users, who choose checkpoint and consistency weight, and the blend together with
-    `quiet_validation`: inactive ones. These are of the panel, because a parent was trained on all that others did, and
-    are not in `panel`, which is asked afterwards.
+    `quiet_validation`: inactive ones. A parent was trained on all that others did before: so the former's targets are
+    of the window, and the latter are of the panel. They are not in `panel`, which is asked afterwards.
     """
 
     visible: Mapping[UserId, tuple[Interaction, ...]]
@@ -49,16 +50,21 @@ class Split:
 
 
 def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Split:
-    """Hold out the last interaction of panel users (for evaluation) and of some active others (for validation).
+    """Hold out what panel users did last (for evaluation) and what some active others did (for validation).
 
     At most a quarter of the panel's inactive users, and `max_validation`, are for validation too.
     """
     known = {item.item_id for item in inputs.items}
     histories = {user: tuple(e for e in events if e.item_id in known) for user, events in inputs.histories.items()}
     active = frozenset(inputs.active_users())
+    last = {user: max(first_times(events), default=0) for user, events in histories.items()}
     rng = np.random.default_rng(inputs.seed)
-    panel = [user for user in histories if user in inputs.panel and len(histories[user]) > 1]
-    others = [user for user in histories if user in active and user not in inputs.panel and len(histories[user]) > 1]
+    panel = [user for user, place in last.items() if user in inputs.panel and place]
+    others = [
+        user
+        for user, place in last.items()
+        if user not in inputs.panel and place and histories[user][place].event_id in inputs.window_event_ids
+    ]
     # Without anybody to validate on, no update could be seen to be better than what there was.
     at_least_one = 1 if len(others) > 1 else 0
     n_validation = min(max_validation, max(at_least_one, int(VALIDATION_SHARE * len(others))))
@@ -70,12 +76,12 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     evaluated = _balanced([user for user in panel if user not in choosing], active, max_panel, rng)
 
     def target(user: UserId) -> Target:
-        *before, last = histories[user]
-        return Target(user, last.item_id, tuple(before), user in active)
+        events, place = histories[user], last[user]
+        return Target(user, events[place].item_id, events[:place], user in active)
 
     held = {*panel, *validation}
     return Split(
-        visible={user: events[:-1] if user in held else events for user, events in histories.items()},
+        visible={user: events[: last[user]] if user in held else events for user, events in histories.items()},
         panel=tuple(target(user) for user in evaluated),
         validation=tuple(target(user) for user in validation),
         quiet_validation=tuple(target(user) for user in quiet),
@@ -94,6 +100,14 @@ def _balanced(panel: Sequence[UserId], active: frozenset[UserId], limit: int, rn
 
 def _drawn(users: Sequence[UserId], limit: int, rng: np.random.Generator) -> list[UserId]:
     return [users[i] for i in rng.permutation(len(users))[:limit]]
+
+
+def first_times(events: Sequence[Interaction]) -> list[int]:
+    """Places of the interactions with items that the user had not had before."""
+    places: dict[ItemId, int] = {}
+    for place, event in enumerate(events):
+        places.setdefault(event.item_id, place)
+    return [*places.values()]
 
 
 def item_sequence(events: Sequence[Interaction]) -> tuple[ItemId, ...]:

@@ -1,7 +1,8 @@
 """Who is asked what in a round: two targets per user, each with two drawn candidate sets.
 
-`memory`, the form in which the paper's claim can be tested: a panel user's last interaction by the window's end, the
-history all before it. For inactive users that is an old interaction: this is where forgetting shows.
+`memory`, the form in which the paper's claim can be tested: a panel user's last interaction by the window's end, with
+an item not had before (ADR 0031), the history all before it. For inactive users that is an old interaction: this is
+where forgetting shows.
 `next`, what a shop earns from: the first interaction after the window, of every user with a history by then, where its
 item is known by then; the history is everything by the window's end.
 """

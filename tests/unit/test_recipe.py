@@ -134,6 +134,24 @@ def test_forgotten_interactions_are_no_targets() -> None:
     assert sorted(places) == [*range(1, PAST + WINDOW - 2)]
 
 
+def test_what_a_user_had_before_is_no_target_even_where_it_is_forgotten() -> None:
+    inputs = _inputs()
+    user = UserId("user-2")
+    events = tuple(
+        replace(event, item_id=ItemId(item))
+        for event, item in zip(inputs.histories[user], ("a", "b", "a", "c", "c", "d", "e", "a", "f"), strict=True)
+    )
+    items = (*ITEMS, *(Item(ItemId(item), item) for item in "abcdef"))
+    inputs = replace(inputs, items=items, histories={**inputs.histories, user: events})
+    examples = Examples(inputs, split(inputs, max_panel=4, max_validation=0), Settings(max_train_examples=1000))
+    for forgotten, kept in ((frozenset[str](), events), (frozenset({events[0].event_id}), events[1:])):
+        places = {p for u, p in examples.positions(Targets.EVERYTHING, ForgottenSet({user: forgotten})) if u == user}
+        new = {"b", "c", "d", "e", "f"} - {kept[0].item_id}
+        assert [kept[place].item_id for place in sorted(places)] == sorted(new)
+    window = {p for u, p in examples.positions(Targets.WINDOW, NOBODY) if u == user}
+    assert window == {PAST, PAST + 2}
+
+
 def test_every_strategy_has_its_name() -> None:
     assert all(name == strategy.name for name, strategy in STRATEGIES.items())
     assert {"frozen", "retrain", "finetune", "replay", "kl", "lsat", "evorec"} <= STRATEGIES.keys()

@@ -84,6 +84,44 @@ def test_everybody_active_as_at_the_bootstrap_leaves_all_of_the_panel_to_be_aske
     assert _users(parts, "panel") == inputs.panel
 
 
+def _repeating() -> EvolutionInputs:
+    """Of four users like each other's the first is the panel: what was new, then the same again, in the window too."""
+    histories = {
+        UserId(user): tuple(
+            interaction(user, item, at=at, event_id=f"{user}-{at}") for at, item in enumerate(sequences)
+        )
+        for user, sequences in (
+            ("panel", ("i0", "i1", "i2", "i1", "i2")),
+            ("panel, one thing", ("i0", "i0", "i0", "i0")),
+            ("again", ("i0", "i1", "i0", "i1")),
+            ("anew", ("i0", "i1", "i2", "i0")),
+            ("anew too", ("i0", "i1", "i2", "i0")),
+        )
+    }
+    window = {event.event_id for events in histories.values() for event in events[2:]}
+    return EvolutionInputs(DomainId("shop"), ITEMS, histories, frozenset(window), frozenset([*histories][:2]), 3)
+
+
+def test_a_target_is_the_last_item_that_was_new_and_nothing_after_it_is_seen() -> None:
+    inputs = _repeating()
+    parts = split(inputs, max_panel=6, max_validation=4)
+    (asked,), (validating,) = parts.panel, parts.validation
+    for target in (asked, validating):
+        assert (target.item_id, target.before) == ("i2", inputs.histories[target.user_id][:2])
+        assert parts.visible[target.user_id] == target.before
+    assert asked.user_id == "panel"
+    assert validating.user_id in {"anew", "anew too"}
+
+
+def test_who_only_repeats_is_active_and_nobody_to_ask() -> None:
+    inputs = _repeating()
+    parts = split(inputs, max_panel=6, max_validation=4)
+    assert parts.active == inputs.histories.keys()
+    assert "again" in parts.trainable
+    for user in ("again", "panel, one thing"):
+        assert parts.visible[UserId(user)] == inputs.histories[UserId(user)]
+
+
 def test_popularity_of_a_whole_domain_lacks_what_is_held_out_as_that_of_histories_does() -> None:
     inputs, half_life = _inputs(), 1 / 86_400
     parts = split(inputs, max_panel=6, max_validation=4)
