@@ -14,11 +14,11 @@ import torch
 from evolver.blend import choose_blend
 from evolver.examples import Examples
 from evolver.forget import CurrentSequence, outdated
-from evolver.inputs import EvolutionInputs, working_on
+from evolver.inputs import EvolutionInputs, n_rehearsed, working_on
 from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
-from evolver.retriever_training import n_rehearsed, renew_retriever, retriever_config, train_retriever
+from evolver.retriever_training import renew_retriever, retriever_config, train_retriever
 from evolver.scoring import Version, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages

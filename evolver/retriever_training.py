@@ -21,7 +21,6 @@ from shared.types import Item, ItemId, UserId
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
 WEIGHT_DECAY = 0.3  # AdamW's, beside a dropout of one half: most items have a handful of interactions (ADR 0030)
-_REHEARSED = 0.25  # inactive users for each active one (ADR 0024)
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
 
@@ -29,11 +28,6 @@ CPU = torch.device("cpu")
 def retriever_config(settings: Settings) -> RetrieverConfig:
     """What a domain's retriever is made as, at its bootstrap; its children keep it."""
     return RetrieverConfig(members=settings.retriever_members, dropout=settings.retriever_dropout)
-
-
-def n_rehearsed(n_active: int) -> int:
-    """How many inactive users are rehearsed beside so many active ones, where members rehearse."""
-    return math.ceil(_REHEARSED * n_active)
 
 
 def train_retriever(

@@ -6,18 +6,17 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, Self
 
 import numpy as np
 
 from evolver.backend import Backend
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, n_rehearsed
 from shared.config import Settings
 from shared.panel import in_panel
 from shared.redis_client import text
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.types import STREAM_START, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
+from shared.types import STREAM_START, AdapterName, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
 
 _PAGE: Final = 500
 
@@ -91,7 +90,7 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         users: Sequence[UserId] = sorted(known)
     else:
         active = await _window_users(backend, domain, bounds)
-        users = [*sorted(active), *sample_inactive(known, active, settings, seed)]
+        users = [*sorted(active), *sample_inactive(known, active, settings, seed, champion)]
     items = tuple(await backend.catalog.all(domain))
     catalog = frozenset(item.item_id for item in items)
     histories = await _histories(backend, domain, users, bounds, catalog)
@@ -110,22 +109,29 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
 
 
 def sample_inactive(
-    known: Iterable[UserId], active: frozenset[UserId], settings: Settings, seed: int
+    known: Iterable[UserId], active: frozenset[UserId], settings: Settings, seed: int, champion: AdapterName
 ) -> tuple[UserId, ...]:
-    """Inactive users to learn consistency from and to measure it on: the same ones for the same seed.
+    """Inactive users to measure forgetting on, and others to learn from, who are to keep what they liked.
 
-    As many of the panel as evaluation may use, and as many others for training: the panel is a small share of all
-    users, so one joint draw would leave too few of them to say anything about U_I.
+    Of the panel as many as evaluation may use, the same ones for the same seed. Of the others as many, or as many as
+    are rehearsed beside the active ones: other ones after each champion, so that not always the same are remembered.
+    One joint draw would leave too few of the panel, a small share of all users, to say anything about U_I.
     """
-    inactive = sorted((user for user in known if user not in active), key=lambda user: _rank(user, seed))
-    panel = (user for user in inactive if in_panel(user, settings.panel_share))
-    others = (user for user in inactive if not in_panel(user, settings.panel_share))
+    inactive = [user for user in known if user not in active]
+    panel = [user for user in inactive if in_panel(user, settings.panel_share)]
+    others = [user for user in inactive if not in_panel(user, settings.panel_share)]
     limit = settings.max_evaluated_users
-    return (*islice(panel, limit), *islice(others, limit))
+    return (
+        *_drawn(panel, limit, f"{seed}"),
+        *_drawn(others, max(limit, n_rehearsed(len(active))), f"{seed}:{champion}"),
+    )
 
 
-def _rank(user_id: UserId, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{user_id}".encode(), digest_size=8).digest()
+def _drawn(users: Iterable[UserId], limit: int, salt: str) -> list[UserId]:
+    def rank(user_id: UserId) -> bytes:
+        return hashlib.blake2b(f"{salt}:{user_id}".encode(), digest_size=8).digest()
+
+    return sorted(users, key=rank)[:limit]
 
 
 async def _window_users(backend: Backend, domain: DomainId, bounds: Bounds) -> frozenset[UserId]:

@@ -21,8 +21,9 @@ from rich.progress import Progress
 
 from evolver.bench.tables import markdown, spread
 from evolver.forget import THRESHOLD, CurrentSequence, outdated
+from evolver.inputs import n_rehearsed
 from evolver.recipe import EVOREC
-from evolver.retriever_training import n_rehearsed, renew_retriever, retriever_config, train_retriever
+from evolver.retriever_training import renew_retriever, retriever_config, train_retriever
 from evolver.splits import item_sequence
 from evolver.stores import Store, make_store
 from shared.config import Settings
