@@ -50,10 +50,11 @@ def read_parquet(
 def _in_seconds(column: Any) -> Any:
     """An Arrow array; of times, as numbers: Python's own times have neither nanoseconds nor a year 10,000."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("ms"))
     if not pa.types.is_timestamp(column.type):
         return column
-    per_second = _PER_SECOND[column.type.unit]
-    return pa.array([None if n is None else n / per_second for n in column.cast(pa.int64()).to_pylist()], pa.float64())
+    ticks = column.cast(pa.int64()).cast(pa.float64(), safe=False)
+    return pc.divide(ticks, float(_PER_SECOND[column.type.unit]))

@@ -51,7 +51,8 @@ def load_with_lora(settings: Settings, parent: Path | None, *, seed: int) -> Pef
 
 
 def add_lora(base: PreTrainedModel, settings: Settings, *, seed: int, like: Path | None = None) -> PeftModel:
-    """A fresh LoRA on a base in float32, ready to be asked and trained; `like`: folder of a version of the same rank.
+    """A fresh LoRA on a base in float32, ready to be asked and trained; `like`: folder of a version whose rank and
+    alpha it takes, in place of the settings'.
 
     The model also says what its products are computed in (`compute_dtype`) and whether it can be run in parts
     (`has_parts`). Raises `InvalidInput` for a base whose logits are more than one product.

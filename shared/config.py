@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -167,6 +168,10 @@ class Settings(BaseSettings):
     def _is_of_redis(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError(f"begins with none of {', '.join(REDIS_SCHEMES)}")
+        try:
+            _ = urlsplit(value or "").port
+        except ValueError:  # it would name the half of a password that was taken for a port
+            raise ValueError("is no URL; write #, / and ? of a password as %23, %2F and %3F") from None
         return value
 
     @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")

@@ -80,14 +80,13 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
 
 def corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
     """What a base may learn from. Raises `InvalidInput` where nobody has two interactions."""
+    from evolver.bench.timeline import PANEL_SHARE
     from evolver.pretrain.corpus import corpus_of
 
     catalog = read_items(items)
     show_bad_lines(catalog, str(items))
     events = read_interactions(interactions, until=None if until is None else parse_date(until), seed=seed)
     show_bad_lines(events, str(interactions))
-    from evolver.bench.timeline import PANEL_SHARE
-
     # The panels, the service's and the benchmark's, judge every version later on; their users teach nothing, not even
     # the base. Items that nobody knew by then would leak the future: through the vocabulary, and as candidates that
     # never come true.

@@ -44,7 +44,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
 
 
 def _command(seeds: Sequence[Results]) -> str:
-    """That of the results, for these seeds: by itself it makes the first one."""
+    """The results name no seeds: a command without them makes seed 0."""
     numbers = [int(one["seed"]) for one in seeds]
     first = f" --first-seed {min(numbers)}" if min(numbers) else ""
     more = f" --seeds {max(numbers) - min(numbers) + 1}" if len(numbers) > 1 else ""

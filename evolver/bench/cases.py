@@ -77,7 +77,7 @@ def make_round(window: Window, settings: Settings, *, max_evaluated: int) -> Rou
     require_cases(
         window.number,
         {
-            "panel user with two interactions": len(targets[MEMORY]),
+            "panel user with two different items": len(targets[MEMORY]),
             "user whose next interaction is with a known item": len(targets[NEXT]),
             "active user to learn from": len(learned.trainable & learned.active),
         },

@@ -40,9 +40,9 @@ COST_OF_ROUND = 0.10  # of `retrain`'s
 
 READING = [
     "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
-    "ablations); being level with it counts where it takes at most half of its seconds, and nothing is decided by it",
-    "where one of the others did not run. Seconds per example count where the lowest located layer is in the upper two",
-    "thirds.",
+    "ablations); being level with it counts where it takes at most half of its seconds, and only a clear loss is",
+    "decided where one of the others did not run. Seconds per example count where the lowest located layer is in the",
+    "upper two thirds.",
 ]
 
 
@@ -145,7 +145,7 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
         cost = f", {share:.2f} of its seconds" if seconds else ""
         if found.low <= 0 <= found.high and not (met or has_seconds(seeds)):
             return Verdict(f"{interval(found)} to `{best}`: level, at an unknown cost", None)
-        if met and absent:  # the best of them may be among those
+        if absent and found.high >= 0:  # the best of them, or one that takes twice the seconds, may be among those
             return Verdict(f"{interval(found)} to `{best}`{cost}; not run: {', '.join(absent)}", None)
         return Verdict(f"{interval(found)} to `{best}`{cost}", met)
 

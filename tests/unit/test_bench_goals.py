@@ -51,6 +51,9 @@ def test_who_leads_is_undecided_where_a_strategy_did_not_run() -> None:
     values = OTHERS | {"finetune": 0.4}
     del values["replay"]
     assert verdicts(results(values | {"evorec": 0.5}))[LEADS].endswith("of its seconds; not run: replay")
+    level = verdicts(results(values | {"evorec": 0.397}))[LEADS]
+    assert level.startswith("-0.005 [-")
+    assert level.endswith("of its seconds; not run: replay")
     assert verdicts(results(values | {"evorec": 0.3}))[LEADS].endswith("of its seconds: **missed**")
 
 

@@ -203,7 +203,7 @@ def test_dates_long_ago_are_dates() -> None:
 def test_a_dataset_whose_users_never_come_back_is_refused() -> None:
     events = [interaction(f"u{n}", f"i{n % 60:03d}", at=n * DAY) for n in range(900)]
     timeline = make_timeline(make_items(), events, SETTINGS, seed=0)
-    with pytest.raises(InvalidInput, match="Round 1 has no panel user with two interactions and no user whose next"):
+    with pytest.raises(InvalidInput, match="Round 1 has no panel user with two different items and no user whose next"):
         make_round(timeline.window(1), SETTINGS, max_evaluated=10)
 
 

@@ -119,6 +119,7 @@ def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
             "check EVOREC_REDIS_URL",
         ),
         (["adapters"], "REDIS_URL", ":hush@127.0.0.1", "EVOREC_REDIS_URL: Value error, begins with none of redis://"),
+        (["adapters"], "REDIS_URL", "redis://:hush#hush@127.0.0.1:1", "EVOREC_REDIS_URL: Value error, is no URL"),
         (["adapters"], "PORT", "hush", "EVOREC_PORT: Input should be a valid integer"),
         (["demo"], "STATE_DIR", __file__, f"File exists: '{__file__}'"),
     ],
