@@ -23,6 +23,8 @@ from shared.redis_keys import PartitionKeys
 from shared.types import DomainId, ItemId
 
 SNAPSHOT_S = 2.0
+BUSY_SHARE = 0.05
+"""Of the time, at most, goes into counting anew: Redis answers nobody else while it hands out a million items."""
 
 Shares = Mapping[ItemId, float]
 """Item -> share of the domain's decayed mass, largest first."""
@@ -59,6 +61,7 @@ def shares_of(log2_masses: Sequence[tuple[str, float]]) -> dict[ItemId, float]:
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     taken: float
+    lasts: float
     shares: Shares
 
 
@@ -68,7 +71,9 @@ async def ask_now(ask: Callable[[], Awaitable[Shares]]) -> Shares:
 
 
 class PopularityStore:
-    """Reads what `InteractionLog.append` counts, anew every `SNAPSHOT_S`: every recommendation asks."""
+    """Reads what `InteractionLog.append` counts, anew every `SNAPSHOT_S`, in large domains less often: every
+    recommendation asks.
+    """
 
     def __init__(
         self,
@@ -97,12 +102,14 @@ class PopularityStore:
             return last.shares  # one caller reads it anew, and nobody else waits
         async with self._reading[domain]:
             if (shares := self._fresh(domain)) is None:
+                began = self._clock()
                 try:
                     shares = await self._guarded(lambda: self._read(domain))
                 except Unavailable:
                     known = self._snapshots.get(domain)
                     return {} if known is None else known.shares
-                self._snapshots[domain] = _Snapshot(self._clock(), shares)
+                taken = self._clock()
+                self._snapshots[domain] = _Snapshot(taken, max(SNAPSHOT_S, (taken - began) / BUSY_SHARE), shares)
             return shares
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
@@ -113,7 +120,7 @@ class PopularityStore:
     def _fresh(self, domain: DomainId) -> Shares | None:
         snapshot = self._snapshots.get(domain)
         # An empty one never is, so that a domain's very first events show at once.
-        if snapshot is None or not snapshot.shares or self._clock() - snapshot.taken >= SNAPSHOT_S:
+        if snapshot is None or not snapshot.shares or self._clock() - snapshot.taken >= snapshot.lasts:
             return None
         return snapshot.shares
 

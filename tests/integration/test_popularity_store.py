@@ -57,6 +57,25 @@ async def test_a_snapshot_is_renewed_in_time(redis: Redis, redis_settings: Setti
     assert list(await popularity.counted(BEAUTY)) == ["i2", "i1"]
 
 
+async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redis_settings: Settings) -> None:
+    now = 0.0
+
+    async def read_slowly(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+        nonlocal now
+        now += 1.0
+        return await ask()
+
+    log = InteractionLog(redis, redis_settings)
+    popularity = PopularityStore(redis, redis_settings, clock=lambda: now, read=read_slowly)
+    await log.append(BEAUTY, [interaction(item="i1")])
+    await popularity.counted(BEAUTY)
+    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+    now = 20.5  # counted at 1, for 20 seconds
+    assert list(await popularity.counted(BEAUTY)) == ["i1"]
+    now = 21.0
+    assert list(await popularity.counted(BEAUTY)) == ["i2", "i1"]
+
+
 async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: Settings) -> None:
     item = 'ü "/\\\n\x00'
     await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item=item)])

@@ -1,7 +1,7 @@
 """Latency and memory as the work grows, and where the knee is: `python -m tests.load.scale [--only catalog,users]`.
 
-Catalogs of 1,000 to a million items, histories of 5 to 500 interactions, 1 to 16 adapters in a batch, a thousand to a
-million users in Redis.
+Catalogs of 1,000 to a million items, their popularity, histories of 5 to 500 interactions, 1 to 16 adapters in a batch,
+a thousand to a million users in Redis.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from service.engine import LORA_MODULES
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis, socket_url
 from shared.history import HistoryStore
+from shared.popularity import PopularityStore, Shares
 from shared.precision import cpu_dtype
 from shared.redis_client import connect
+from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 from tests.load.engine_process import Batch, EngineProcess
@@ -137,6 +139,44 @@ def catalogs(rounds: int) -> None:
             ),
         ],
     )
+
+
+# -- popularity -----------------------------------------------------------------------------------
+async def popularity(rounds: int) -> None:
+    """What counting up popularity takes, and how long the event loop, which serves requests, stands still meanwhile."""
+    taken: dict[int, list[float]] = {n: [] for n in CATALOGS}
+    waited: dict[int, list[float]] = {n: [] for n in CATALOGS}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(_env_file=None, state_dir=Path(folder))
+        with EmbeddedRedis(settings):
+            async with connect(settings.model_copy(update={"redis_url": socket_url(settings)})) as redis:
+                key = PartitionKeys(DOMAIN, 0).popularity
+                for done, n in track([*zip((0, *CATALOGS), CATALOGS, strict=False)], description="Scale: popularity"):
+                    for start in range(done, n, BATCH):
+                        numbers = range(start, min(n, start + BATCH))
+                        await redis.zadd(key, {f"item-{i:07d}": 300 + i * 7919 % n / n for i in numbers})
+                    for _ in range(rounds):
+                        store = PopularityStore(redis, settings)
+                        began = time.perf_counter()
+                        waited[n].append(1000 * await _longest_wait(asyncio.create_task(store.counted(DOMAIN))))
+                        taken[n].append(1000 * (time.perf_counter() - began))
+    save(
+        "scale-popularity",
+        [
+            *grown("items", "ms", CATALOGS, taken, "counting up popularity"),
+            *grown("items", "ms", CATALOGS, waited, "longest wait of others meanwhile"),
+        ],
+    )
+
+
+async def _longest_wait(task: asyncio.Task[Shares]) -> float:
+    """The longest time in which the loop came to nothing else, in seconds, until the task is done."""
+    longest, last = 0.0, time.perf_counter()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    await task
+    return longest
 
 
 # -- histories ------------------------------------------------------------------------------------
@@ -251,10 +291,13 @@ async def _read_ms(store: HistoryStore, domain: DomainId, n_users: int) -> float
     return statistics.median(taken)
 
 
-def main(rounds: Annotated[int, typer.Option(min=1)] = 5, only: str = "catalog,history,adapters,users") -> None:
+def main(
+    rounds: Annotated[int, typer.Option(min=1)] = 5, only: str = "catalog,popularity,history,adapters,users"
+) -> None:
     """Measure and write docs/results/performance.json."""
     work: dict[str, Callable[[], None]] = {
         "catalog": lambda: catalogs(rounds),
+        "popularity": lambda: asyncio.run(popularity(rounds)),
         "history": lambda: asyncio.run(histories(rounds)),
         "adapters": lambda: adapters(rounds),
         "users": lambda: asyncio.run(users(rounds)),
