@@ -29,6 +29,9 @@ BUSY_SHARE = 0.05
 Shares = Mapping[ItemId, float]
 """Item -> share of the domain's decayed mass, largest first."""
 
+Answers = Sequence[str | bytes]
+"""What `MASSES` says of each partition."""
+
 # KEYS: popularity.  -> [item, log2 mass, item, ...] as one string: the client takes ten times as long over an answer
 # of 10,000 parts, and the loop that waits for it serves requests.
 MASSES = "return cjson.encode(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'))"
@@ -65,7 +68,7 @@ class _Snapshot:
     shares: Shares
 
 
-async def ask_now(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+async def ask_now(ask: Callable[[], Awaitable[Answers]]) -> Answers:
     """No guard: what goes wrong is the caller's to handle."""
     return await ask()
 
@@ -80,7 +83,7 @@ class PopularityStore:
         redis: Redis,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
-        read: Callable[[Callable[[], Awaitable[Shares]]], Awaitable[Shares]] = ask_now,
+        read: Callable[[Callable[[], Awaitable[Answers]]], Awaitable[Answers]] = ask_now,
     ) -> None:
         """`read` asks Redis, or raises Unavailable where it is away: then the last snapshot goes on, however old."""
         self._redis = redis
@@ -104,10 +107,13 @@ class PopularityStore:
             if (shares := self._fresh(domain)) is None:
                 began = self._clock()
                 try:
-                    shares = await self._guarded(lambda: self._read(domain))
+                    answers = await self._guarded(lambda: self._read(domain))
                 except Unavailable:
                     known = self._snapshots.get(domain)
                     return {} if known is None else known.shares
+                # A tenth of a second for 100,000 items, in which the loop serves others and Redis is not waited for.
+                loop = asyncio.get_running_loop()
+                shares = await loop.run_in_executor(self._thread, _shares_of_answers, answers)
                 taken = self._clock()
                 self._snapshots[domain] = _Snapshot(taken, max(SNAPSHOT_S, (taken - began) / BUSY_SHARE), shares)
             return shares
@@ -124,15 +130,12 @@ class PopularityStore:
             return None
         return snapshot.shares
 
-    async def _read(self, domain: DomainId) -> Shares:
+    async def _read(self, domain: DomainId) -> Answers:
         keys = [PartitionKeys(domain, partition).popularity for partition in range(self._settings.partitions)]
-        answers = [await self._masses(keys=[key]) for key in keys]
-        # A tenth of a second for 100,000 items, in which the loop serves others.
-        return await asyncio.get_running_loop().run_in_executor(self._thread, _shares_of_answers, answers)
+        return [await self._masses(keys=[key]) for key in keys]
 
 
-def _shares_of_answers(answers: Sequence[str | bytes]) -> Shares:
-    """Shares from what `MASSES` answered, per partition."""
+def _shares_of_answers(answers: Answers) -> Shares:
     masses: list[tuple[str, float]] = []
     for answer in answers:
         flat = json.loads(answer) or []  # an empty list is `{}` to Lua

@@ -3,13 +3,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
 
 from shared.config import Settings
-from shared.popularity import SNAPSHOT_S, PopularityStore, Shares
+from shared.popularity import SNAPSHOT_S, Answers, PopularityStore, shares_of
 from shared.stream import InteractionLog
 from shared.types import ItemId
 from tests.factories import BEAUTY, interaction
@@ -60,7 +60,7 @@ async def test_a_snapshot_is_renewed_in_time(redis: Redis, redis_settings: Setti
 async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redis_settings: Settings) -> None:
     now = 0.0
 
-    async def read_slowly(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+    async def read_slowly(ask: Callable[[], Awaitable[Answers]]) -> Answers:
         nonlocal now
         now += 1.0
         return await ask()
@@ -74,6 +74,28 @@ async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redi
     assert list(await popularity.counted(BEAUTY)) == ["i1"]
     now = 21.0
     assert list(await popularity.counted(BEAUTY)) == ["i2", "i1"]
+
+
+async def test_counting_is_no_part_of_what_redis_is_waited_for(
+    redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard would take a large domain for a store that is away."""
+    waiting = False
+
+    async def read(ask: Callable[[], Awaitable[Answers]]) -> Answers:
+        nonlocal waiting
+        waiting = True
+        answers = await ask()
+        waiting = False
+        return answers
+
+    def count(masses: Sequence[tuple[str, float]]) -> dict[ItemId, float]:
+        assert not waiting
+        return shares_of(masses)
+
+    monkeypatch.setattr("shared.popularity.shares_of", count)
+    await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item="i1")])
+    assert await PopularityStore(redis, redis_settings, read=read).counted(BEAUTY) == {"i1": 1.0}
 
 
 async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: Settings) -> None:
@@ -90,7 +112,7 @@ async def test_nobody_waits_for_whoever_renews_a_snapshot(redis: Redis, redis_se
     now, answered = 0.0, asyncio.Event()
     answered.set()
 
-    async def read_slowly(ask: Callable[[], Awaitable[Shares]]) -> Shares:
+    async def read_slowly(ask: Callable[[], Awaitable[Answers]]) -> Answers:
         await answered.wait()
         return await ask()
 
