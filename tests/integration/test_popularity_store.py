@@ -57,6 +57,13 @@ async def test_a_snapshot_is_renewed_in_time(redis: Redis, redis_settings: Setti
     assert list(await popularity.counted(BEAUTY)) == ["i2", "i1"]
 
 
+async def _count_one_before_another(popularity: PopularityStore, log: InteractionLog) -> None:
+    """`i1` has been counted, `i2` came since and is to be ahead of it."""
+    await log.append(BEAUTY, [interaction(item="i1")])
+    await popularity.counted(BEAUTY)
+    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+
+
 async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redis_settings: Settings) -> None:
     now = 0.0
 
@@ -65,11 +72,8 @@ async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redi
         now += 1.0
         return await ask()
 
-    log = InteractionLog(redis, redis_settings)
     popularity = PopularityStore(redis, redis_settings, clock=lambda: now, read=read_slowly)
-    await log.append(BEAUTY, [interaction(item="i1")])
-    await popularity.counted(BEAUTY)
-    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+    await _count_one_before_another(popularity, InteractionLog(redis, redis_settings))
     now = 20.5  # counted at 1, for 20 seconds
     assert list(await popularity.counted(BEAUTY)) == ["i1"]
     now = 21.0
@@ -116,11 +120,8 @@ async def test_nobody_waits_for_whoever_renews_a_snapshot(redis: Redis, redis_se
         await answered.wait()
         return await ask()
 
-    log = InteractionLog(redis, redis_settings)
     popularity = PopularityStore(redis, redis_settings, clock=lambda: now, read=read_slowly)
-    await log.append(BEAUTY, [interaction(item="i1")])
-    await popularity.counted(BEAUTY)
-    await log.append(BEAUTY, [interaction(item="i2", at=DAY)])
+    await _count_one_before_another(popularity, InteractionLog(redis, redis_settings))
     now = SNAPSHOT_S
     answered.clear()
     renewing = asyncio.create_task(popularity.counted(BEAUTY))
