@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
-from redis.exceptions import RedisError
 
 from evolver.backend import Backend
 from shared.config import Settings
-from shared.errors import EvorecError, Unavailable
+from shared.errors import Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId
 
@@ -61,7 +60,7 @@ class Figures:
         for domain in await backend.catalog.domains():
             try:
                 await self._read(backend, domain)
-            except (EvorecError, RedisError, OSError) as error:
+            except Exception as error:
                 log.warning("figures_not_read", domain=domain, error=repr(error))
 
     async def _read(self, backend: Backend, domain: DomainId) -> None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from evolver import lease
 from evolver.backend import Backend
 from shared.config import Settings
-from shared.errors import EvolutionRunning, EvorecError
+from shared.errors import EvolutionRunning
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
@@ -131,7 +129,7 @@ async def tick(backend: Backend, enqueue: Enqueue, clock: Callable[[], float] = 
                 log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)
                 enqueue(evolution.id, domain)
                 enqueued.append(evolution.id)
-        except (EvorecError, RedisError, OSError, OperationalError) as error:
+        except Exception as error:
             log.warning("tick_failed", domain=domain, error=repr(error))
     return enqueued
 

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from evolver.backend import Backend
-from shared.errors import EvorecError, Unavailable
+from shared.errors import Unavailable
 from shared.manifest import split_adapter_name
 from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DomainKeys
@@ -103,7 +101,7 @@ async def tick(backend: Backend, enqueue: EnqueueUpkeep) -> list[DomainId]:
             idle = await backend.evolutions.active(domain) is None
             if idle and await due(backend, domain) and await _enqueue(backend, domain, enqueue):
                 enqueued.append(domain)
-        except (EvorecError, RedisError, OSError, OperationalError) as error:
+        except Exception as error:  # a domain that cannot be looked at does not stop the others
             log.warning("upkeep_not_enqueued", domain=domain, error=repr(error))
     return enqueued
 

@@ -1,0 +1,39 @@
+"""What the worker does with every domain at each tick: one that cannot be looked at must not stop the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from evolver import trigger, upkeep
+from evolver.backend import Backend
+from evolver.figures import Figures
+from shared.evolutions import EvolutionStatus
+from shared.redis_keys import DomainKeys
+from shared.types import DomainId, EvolutionId
+from tests.integration.evolver_support import DOMAIN, ITEMS, fill
+
+pytest_plugins = ("tests.integration.evolver_fixtures",)
+
+UNREADABLE = [DomainId("aaa"), DomainId("zzz")]  # before and behind the other
+
+
+async def test_a_record_that_cannot_be_read_stops_its_domain_alone(backend: Backend) -> None:
+    """As another release may have written it, which knows fields that this one does not."""
+    await fill(backend)
+    for domain in UNREADABLE:
+        await backend.catalog.put(domain, ITEMS)
+        evolution = await backend.evolutions.create(domain)
+        record = evolution.model_dump_json().replace("{", '{"new":1,', 1)
+        await backend.redis.hset(DomainKeys(domain).evolutions, evolution.id, record)
+    asked: list[tuple[EvolutionId, DomainId]] = []
+    await trigger.tick(backend, lambda *arguments: asked.append(arguments))
+    assert [domain for _, domain in asked] == [DOMAIN]
+    started = await backend.evolutions.get(asked[0][0])
+    await backend.evolutions.update(started.model_copy(update={"status": EvolutionStatus.cancelled}))
+    assert await upkeep.tick(backend, lambda _: None) == [DOMAIN]
+    figures = Figures()
+    settings = backend.settings.model_copy(update={"worker_metrics_port": 1})
+    await figures.read(dataclasses.replace(backend, settings=settings))
+    pending = "evorec_pending_interactions"
+    assert figures.registry.get_sample_value(pending, {"domain": DOMAIN}) == await backend.log.count(DOMAIN, {})
+    assert figures.registry.get_sample_value(pending, {"domain": UNREADABLE[0]}) is None
