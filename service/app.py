@@ -17,6 +17,7 @@ from service.audit import AuditLog, AuditTrail
 from service.auth import Keys
 from service.body import BodyGuard
 from service.callers import Callers
+from service.catalogs import Catalogs
 from service.deps import Services, State
 from service.engine import start_engine
 from service.engine_host import EngineHost
@@ -30,6 +31,8 @@ from service.recommend import Recommender
 from service.redis_watch import RedisWatch
 from service.remembered import RememberedHistories
 from service.routes import adapters, audit, evolutions, health, interactions, items, metrics, recommend, users
+from service.slot_filling import SlotFiller
+from service.slots import Slots
 from service.store_guard import StoreGuard
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
@@ -161,15 +164,13 @@ def _open(
     registry = Registry(redis, artifacts)
     histories = HistoryStore(redis, settings)
     remembered = RememberedHistories(histories, guard, settings.remembered_interactions)
+    patient_registry, patient_catalog = Registry(patient, artifacts), CatalogStore(patient)
+    slots = Slots()
+    catalogs = Catalogs(patient_catalog, guard, settings.store_timeout_ms / 1000, prepare=slots.reindexed)
+    load = load or ArtifactLoader(settings, artifacts)
+    filler = SlotFiller(patient_registry, catalogs, host, load, counters, RefusalStore(patient))
     manager = AdapterManager(
-        settings,
-        Registry(patient, artifacts),
-        CatalogStore(patient),
-        host,
-        load or ArtifactLoader(settings, artifacts),
-        counters,
-        guard,
-        RefusalStore(patient),
+        settings, patient, patient_registry, patient_catalog, catalogs, slots, filler, host, counters
     )
     return Services(
         settings=settings,
@@ -181,6 +182,7 @@ def _open(
         remembered=remembered,
         eraser=Eraser(redis, settings, artifacts),
         catalog=catalog,
+        catalogs=catalogs,
         registry=registry,
         refusals=RefusalStore(redis),
         evolutions=EvolutionStore(redis),
@@ -188,10 +190,12 @@ def _open(
         dead_letters=DeadLetters(redis),
         queue=queue or CeleryQueue(settings),
         host=host,
+        slots=slots,
         adapters=manager,
         redis_watch=RedisWatch(redis),
         recommender=Recommender(
             settings,
+            catalogs,
             manager,
             remembered,
             PopularityStore(redis, settings, read=guard.read),

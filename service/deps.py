@@ -14,12 +14,14 @@ from service.adapters import AdapterManager
 from service.audit import AuditLog
 from service.auth import Principal, Scope, Unauthorized, check_scope
 from service.callers import API_KEY
+from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
 from service.redis_watch import RedisWatch
 from service.remembered import RememberedHistories
 from service.schemas.common import DomainName
+from service.slots import Slots
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
@@ -49,6 +51,7 @@ class Services:
     remembered: RememberedHistories
     eraser: Eraser
     catalog: CatalogStore
+    catalogs: Catalogs
     registry: Registry
     refusals: RefusalStore
     evolutions: EvolutionStore
@@ -56,6 +59,7 @@ class Services:
     dead_letters: DeadLetters
     queue: EvolutionQueue
     host: EngineHost
+    slots: Slots
     adapters: AdapterManager
     redis_watch: RedisWatch
     recommender: Recommender

@@ -146,8 +146,5 @@ class ServingVersion:
 class Versions(Protocol):
     """Which version answers whom."""
 
-    async def catalog(self, domain: DomainId, named: Set[ItemId] = frozenset()) -> CatalogSnapshot:
-        """The domain's catalog, read anew where it lacks one of `named`. UnknownDomain where there is none."""
-
     def lease(self, domain: DomainId, user_id: UserId | None) -> AbstractContextManager[ServingVersion | None]:
         """The version that answers this user, kept loaded for the block; None where nothing serves the domain."""

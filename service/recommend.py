@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from service.catalogs import Catalogs
 from service.ports import (
     AdapterNotLoaded,
     CatalogSnapshot,
@@ -80,6 +81,7 @@ class Recommender:
     def __init__(
         self,
         settings: Settings,
+        catalogs: Catalogs,
         versions: Versions,
         histories: Histories,
         popularity: Popularity,
@@ -88,6 +90,7 @@ class Recommender:
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._catalogs = catalogs
         self._versions = versions
         self._histories = histories
         self._popularity = popularity
@@ -118,7 +121,7 @@ class Recommender:
         domain = DomainId(request.domain or self._settings.default_domain)
         user_id = None if request.user_id is None else UserId(request.user_id)
         named = {field: tuple(map(ItemId, getattr(request, field) or ())) for field in ("candidates", "history")}
-        catalog = await self._versions.catalog(domain, {item for items in named.values() for item in items})
+        catalog = await self._catalogs.get(domain, {item for items in named.values() for item in items})
         for field, items in named.items():
             _check_known(field, items, catalog)
         with self._versions.lease(domain, user_id) as version:

@@ -11,9 +11,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.typing import EncodableT, FieldT
 
+from shared.changes import announce
 from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.redis_client import maybe_text, text, texts
-from shared.redis_keys import CHANGES_CHANNEL, DOMAINS, DomainKeys
+from shared.redis_keys import DOMAINS, DomainKeys
 from shared.types import DomainId, Item, ItemId
 
 log = structlog.get_logger(__name__)
@@ -59,7 +60,7 @@ class CatalogStore:
         pipe.incr(DomainKeys(domain).catalog_version)
         await pipe.execute()
         await self._redis.sadd(DOMAINS, domain)
-        await self._redis.publish(CHANGES_CHANNEL, domain)
+        await announce(self._redis, domain)
         return len(records)
 
     async def get(self, domain: DomainId, item_id: ItemId) -> Item | None:
@@ -80,7 +81,7 @@ class CatalogStore:
         keys = DomainKeys(domain)
         if not await self._delete(keys=[keys.items, keys.catalog_version], args=[item_id]):
             return False
-        await self._redis.publish(CHANGES_CHANNEL, domain)
+        await announce(self._redis, domain)
         return True
 
     async def all(self, domain: DomainId) -> list[Item]:

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     dtype: Dtype | Literal["auto"] = Field(
         "auto", description="auto: the base's own on a GPU; on a CPU bfloat16 where the processor has it, else float32"
     )
-    lora_rank: PositiveInt = Field(
+    lora_rank: Annotated[int, Field(ge=1, le=512)] = Field(
         16, description="Of domains to come, which keep theirs; the service refuses versions of a higher one"
     )
     lora_kernels: bool = Field(True, description="On CPUs: service.lora_kernels in place of vLLM's own LoRA products")

@@ -20,10 +20,11 @@ from shared.archive import furthest
 from shared.archive_files import ArchiveFiles
 from shared.artifacts import ALIASES, ArtifactStore
 from shared.catalog import CatalogStore
+from shared.changes import announce
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
-from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
+from shared.redis_keys import DomainKeys
 from shared.registry import CHAMPION, Registry, Route
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.restore import Restorer
@@ -112,7 +113,7 @@ class Rebuilder:
         await self._restorer.remember_loss(domain, found.archived)
         await self._register(domain, found)
         await self._registry.record_moves(domain)
-        await self._redis.publish(CHANGES_CHANNEL, domain)
+        await announce(self._redis, domain)
         return found
 
     async def _put_missing(self, domain: DomainId, items: Sequence[Item]) -> None:

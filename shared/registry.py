@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -17,10 +17,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.artifacts import ArtifactStore
+from shared.changes import announce
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name, split_adapter_name
 from shared.redis_client import maybe_text, text, texts
-from shared.redis_keys import CHANGES_CHANNEL, DomainKeys, validate_domain
+from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import AdapterName, DomainId, StreamPositions
 
@@ -28,7 +29,6 @@ log = structlog.get_logger(__name__)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-RECONNECT_S = 1.0
 
 # KEYS: aliases, versions, move counter, outbox, fence, considered.
 # ARGV: alias, expected ('' = unset), to ('' = unset), unix seconds, reason, lowest move number, channel, domain,
@@ -119,7 +119,7 @@ class Registry:
             known = maybe_text(await self._redis.hget(keys.versions, manifest.name))
             if known != record:
                 raise Conflict(f"adapter {manifest.name} is registered with another manifest")
-        await self._announce(manifest.domain)
+        await announce(self._redis, manifest.domain)
 
     async def manifest(self, domain: DomainId, name: AdapterName) -> Manifest:
         """NotFound for an unknown version."""
@@ -273,32 +273,13 @@ class Registry:
             await self._move_to(domain, CHALLENGER, challenger, current, reason="route")
         record = route.model_dump_json(exclude={"challenger"})
         await self._redis.set(DomainKeys(domain).route, record)
-        await self._announce(domain)
+        await announce(self._redis, domain)
         try:
             await asyncio.to_thread(self._records.record_route, domain, record)
         except OSError as error:
             # The route is set; its copy is for a rebuild alone.
             log.warning("route not recorded", domain=domain, error=repr(error))
         return route
-
-    # -- changes ----------------------------------------------------------------------------------
-
-    async def subscribe(self) -> AsyncIterator[DomainId]:
-        """Domains whose aliases, routes or catalog changed, for ever; reconnects by itself.
-
-        A message sent while the connection was down is lost, so that a subscriber has to poll as well.
-        """
-        while True:
-            try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(CHANGES_CHANNEL)
-                    while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=5.0)
-                        if message is not None:
-                            yield validate_domain(message["data"])
-            except (RedisError, OSError) as error:
-                log.warning("subscription lost, trying again", error=repr(error))
-                await asyncio.sleep(RECONNECT_S)
 
     async def _move_to(
         self,
@@ -341,9 +322,6 @@ class Registry:
     async def _former_champions(self, domain: DomainId) -> list[AdapterName]:
         moves = await asyncio.to_thread(self._records.alias_moves, domain)
         return [move.before for move in moves if move.alias == CHAMPION and move.before is not None]
-
-    async def _announce(self, domain: DomainId) -> None:
-        await self._redis.publish(CHANGES_CHANNEL, domain)
 
 
 def _raise_unless_moved(

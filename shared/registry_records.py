@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,6 +12,8 @@ from shared.errors import InvalidArtifact
 from shared.types import AdapterName, DomainId
 
 log = structlog.get_logger(__name__)
+
+_MOVE_FILE = re.compile(r"\d{9,}\.json", re.ASCII)
 
 
 class AliasMove(BaseModel):
@@ -47,8 +51,10 @@ class RegistryRecords:
         return moves
 
     def move_files(self, domain: DomainId) -> list[str]:
-        """The names of the files of alias moves, oldest first, whatever is in them."""
-        return self._store.files(domain, ALIASES)
+        """The names of the files of alias moves, oldest first, whatever is in them; others (a copy made by hand) are
+        none of ours.
+        """
+        return [file for file in self._store.files(domain, ALIASES) if _MOVE_FILE.fullmatch(file)]
 
     def last_move(self, domain: DomainId) -> int:
         """The newest move's number, by the names of the files; 0 where there is none."""

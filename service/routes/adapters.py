@@ -35,7 +35,7 @@ async def list_adapters(services: ServicesDep, domain: DomainQuery = None) -> Ad
 async def _describe(services: Services, domain: DomainId) -> DomainAdapters:
     route = await services.registry.route(domain)
     aliases = await services.registry.aliases(domain)
-    slots = services.adapters.slots(domain)
+    slots = services.slots.of(domain)
     return DomainAdapters(
         domain=domain,
         aliases=dict(aliases),

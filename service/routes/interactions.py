@@ -36,7 +36,7 @@ async def add_interactions(body: InteractionsRequest, services: ServicesDep) -> 
 
 async def _known_items(services: Services, domain: DomainId, item_ids: Sequence[ItemId]) -> set[ItemId]:
     """The replica's catalog knows nearly all of them; the store is asked for the others alone."""
-    catalog = await services.adapters.catalog(domain)
+    catalog = await services.catalogs.get(domain)
     known = {item_id for item_id in item_ids if item_id in catalog.items}
     return known | set(await services.catalog.get_many(domain, sorted(set(item_ids) - known)))
 

@@ -69,7 +69,7 @@ async def delete_item(item_id: ItemPath, request: Request, services: ServicesDep
     if not await services.catalog.delete(name, ItemId(item_id)):
         raise _unknown(name, item_id)
     # Whoever deletes an item must not see it recommended afterwards.
-    await services.adapters.refresh_catalog(name)
+    await services.catalogs.refresh(name)
 
 
 def _unknown(domain: DomainId, item_id: str) -> NotFound:

@@ -35,7 +35,7 @@ async def get_history(user_id: UserPath, services: ServicesDep, domain: DomainQu
     events = await services.histories.get(name, UserId(user_id))
     if not events:
         raise _unknown(name, user_id)
-    catalog = await services.adapters.catalog(name)
+    catalog = await services.catalogs.get(name)
     champion = services.adapters.champion(name)
     kept = events if champion is None else champion.forgotten.filter(UserId(user_id), events)
     kept_ids = {event.event_id for event in kept}

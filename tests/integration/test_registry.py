@@ -8,8 +8,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.artifacts import ArtifactStore
+from shared.artifacts import ALIASES, ArtifactStore
 from shared.catalog import CatalogStore
+from shared.changes import changes
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
@@ -254,11 +255,11 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
 async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
     registry: Registry, artifacts: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.registry.RECONNECT_S", 0.05)
+    monkeypatch.setattr("shared.changes.RECONNECT_S", 0.05)
     heard: asyncio.Queue[DomainId] = asyncio.Queue()
 
     async def listen() -> None:
-        async for domain in registry.subscribe():
+        async for domain in changes(redis):
             heard.put_nowait(domain)
 
     async def hears(change: object) -> bool:
@@ -276,6 +277,10 @@ async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
     try:
         await subscribed()
         assert await hears(publish(registry, artifacts, 1))
+        for nobodys in (b"Not a domain", b"\xff"):
+            await redis.publish(CHANGES_CHANNEL, nobodys)
+        await asyncio.sleep(0.1)
+        await subscribed()
         assert await hears(CatalogStore(redis).put(BEAUTY, []))
         assert await hears(registry.set_route(BEAUTY, None, 0.0, paused=True))
         await redis.client_kill_filter(_type="pubsub")
@@ -285,6 +290,16 @@ async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
+
+
+async def test_a_file_that_is_no_alias_move_stops_no_move(registry: Registry, artifacts: ArtifactStore) -> None:
+    """A copy that somebody has made by hand, say."""
+    await publish(registry, artifacts, 1)
+    for name in ("000000001.json.bak", "notes.txt", "1.json"):
+        with artifacts.write(BEAUTY, ALIASES, name) as staged:
+            staged.write_text("{}")
+    await publish(registry, artifacts, 2, parent=V1)
+    assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1, V2]
 
 
 async def test_a_move_that_cannot_be_recorded_has_happened(

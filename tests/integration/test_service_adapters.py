@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from service.adapters import FIRST_RETRY_S, AdapterManager
+from service.adapters import AdapterManager
+from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import ArtifactLoader, VersionFiles
-from service.slots import SlotState
+from service.slot_filling import FIRST_RETRY_S, SlotFiller
+from service.slots import Slots, SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -48,24 +50,34 @@ class Follower:
         self.metrics = Metrics()
         self.host = EngineHost(self.engines, self.settings)
         self._loader = ArtifactLoader(self.settings, self.publisher.artifacts)
+        self.slots = Slots()
+        registry, store = Registry(self.redis, self.publisher.artifacts), CatalogStore(self.redis)
+        self.catalogs = Catalogs(store, StoreGuard(5.0, self.metrics), 5.0, prepare=self.slots.reindexed)
+        filler = SlotFiller(
+            registry, self.catalogs, self.host, self._load, self.metrics, RefusalStore(self.redis), self._clock
+        )
         self.manager = AdapterManager(
             self.settings,
-            Registry(self.redis, self.publisher.artifacts),
-            CatalogStore(self.redis),
+            self.redis,
+            registry,
+            store,
+            self.catalogs,
+            self.slots,
+            filler,
             self.host,
-            self._load,
             self.metrics,
-            StoreGuard(5.0, self.metrics),
-            RefusalStore(self.redis),
-            clock=lambda: self.now,
+            self._clock,
         )
+
+    def _clock(self) -> float:
+        return self.now
 
     def _load(self, domain: DomainId, name: AdapterName) -> VersionFiles:
         self.loads[name] += 1
         return self._loader(domain, name)
 
     def states(self) -> dict[AdapterName, SlotState]:
-        return {slot.name: slot.state for slot in self.manager.slots(SHOP)}
+        return {slot.name: slot.state for slot in self.slots.of(SHOP)}
 
     def swaps(self) -> dict[str, float]:
         counts = {outcome: self.figure("adapter_swaps_total", outcome=outcome) for outcome in ("ok", "failed")}
@@ -141,11 +153,11 @@ async def test_domains_that_do_not_exist_leave_nothing_behind(follower: Follower
         gc.collect()
         return sum(type(each) is asyncio.Lock for each in gc.get_objects())
 
-    await follower.manager.catalog(SHOP)
+    await follower.catalogs.get(SHOP)
     before = locks()
     for number in range(100):
         with pytest.raises(UnknownDomain):
-            await follower.manager.catalog(DomainId(f"nowhere{number}"))
+            await follower.catalogs.get(DomainId(f"nowhere{number}"))
     assert locks() < before + 10
 
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import pytest
+from pydantic import ValidationError
+
 from service.engine import engine_arguments
+from shared.config import Settings
 from tests.conftest import make_settings
 
 
@@ -9,3 +13,10 @@ def test_the_engine_takes_the_share_of_a_gpu_that_is_asked_for() -> None:
     assert engine_arguments(settings, on_cpu=False)["gpu_memory_utilization"] == 0.5
     # On a CPU vLLM would take it for a share of the machine's memory.
     assert "gpu_memory_utilization" not in engine_arguments(settings, on_cpu=True)
+
+
+def test_the_engine_takes_every_rank_that_a_setting_may_have() -> None:
+    for rank, room in ((1, 1), (9, 16), (512, 512)):
+        assert engine_arguments(make_settings(lora_rank=rank), on_cpu=True)["max_lora_rank"] == room
+    with pytest.raises(ValidationError):
+        Settings(lora_rank=513)
