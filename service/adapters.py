@@ -33,6 +33,9 @@ from shared.types import AdapterName, DomainId, UserId
 
 log = structlog.get_logger(__name__)
 
+# Each needs a connection to Redis.
+SYNCED_AT_ONCE = 64
+
 
 class AdapterManager:
     """`service.ports.Versions` over the registry and the slots. One lock per domain."""
@@ -65,7 +68,11 @@ class AdapterManager:
         self._wake = asyncio.Event()
         self._scheduled: set[DomainId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._synced = False
+        self._syncing = asyncio.Semaphore(SYNCED_AT_ONCE)
+        # Whose champion has to answer for this process to be ready: those of the start, and all that it has answered
+        # for. A domain's first champion, or one that cannot be served, takes nothing from what it answered before.
+        self._must_serve: set[DomainId] = set()
+        self._listed = False
         host.on_change(self._wake.set)
 
     # -- answering --------------------------------------------------------------------------------
@@ -89,12 +96,17 @@ class AdapterManager:
         return None if slot is None else slot.version
 
     def readiness(self) -> Readiness:
-        """Ready: the engine runs, and every champion is loaded and warmed (or has a predecessor that still serves)."""
-        domains = {domain: self._standing(domain) for domain in sorted(self._wanted)}
-        settled = all(standing in ("serving", "no_champion") for standing in domains.values())
-        return Readiness(self._synced and settled and self._host.current is not None, domains)
+        """Ready: the engine runs, and every champion is loaded and warmed (or has a predecessor that still serves).
+
+        A domain's first champion does not count until it has answered: all replicas load it at the same time.
+        """
+        domains = {domain: self._standing(domain) for domain in sorted(self._must_serve | self._wanted.keys())}
+        settled = all(domains[domain] in ("serving", "no_champion") for domain in self._must_serve)
+        return Readiness(self._listed and settled and self._host.current is not None, domains)
 
     def _standing(self, domain: DomainId) -> str:
+        if domain not in self._wanted:
+            return "loading"
         wanted = self._wanted[domain].champion
         if wanted is None:
             return "no_champion"
@@ -113,7 +125,7 @@ class AdapterManager:
         try:
             while True:
                 self._wake.clear()
-                await self._sync_all()
+                await self._schedule_all()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._settings.registry_poll_s)
         finally:
@@ -135,25 +147,23 @@ class AdapterManager:
     async def _sync_scheduled(self, domain: DomainId) -> None:
         async with self._locks[domain]:
             self._scheduled.discard(domain)
-        await self._sync_logged(domain)
+        try:
+            async with self._syncing:
+                await self.sync(domain)
+        except Exception as error:
+            log.warning("domain_not_synced", domain=domain, error=repr(error))
 
-    async def _sync_all(self) -> None:
+    async def _schedule_all(self) -> None:
+        """Waits for none: an artifact store that stalls for one domain must not stop the others."""
         try:
             domains = await self._store.domains()
         except Exception as error:
             log.warning("registry_unreachable", error=repr(error))
             return
-        done = await asyncio.gather(*(self._sync_logged(domain) for domain in domains))
-        self._synced = self._synced or all(done)
-
-    async def _sync_logged(self, domain: DomainId) -> bool:
-        """One domain's trouble must not stop the others."""
-        try:
-            await self.sync(domain)
-        except Exception as error:
-            log.warning("domain_not_synced", domain=domain, error=repr(error))
-            return False
-        return True
+        if not self._listed:
+            self._listed, self._must_serve = True, self._must_serve | set(domains)
+        for domain in domains:
+            self.schedule(domain)
 
     async def sync(self, domain: DomainId) -> None:
         """Brings this process in line with the registry."""
@@ -164,6 +174,8 @@ class AdapterManager:
             if champion != self._wanted.get(domain, DomainRoute()).champion:
                 self._changes.wanted(domain)
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
+            if champion is None:
+                self._must_serve.discard(domain)
             for name in sorted(wanted.names):
                 await self._fill(domain, name)
             self._flip(domain, replace(wanted, champion=await self._servable_champion(domain, champion)))
@@ -198,6 +210,8 @@ class AdapterManager:
         if challenger is not None and not self._slots.servable(challenger):
             challenger = None
         self._routes[domain] = DomainRoute(champion, challenger, wanted.share)
+        if champion is not None:
+            self._must_serve.add(domain)
         if champion is not None and champion != before.champion:
             log.info("champion_flipped", domain=domain, adapter=champion, before=before.champion)
         self._changes.flipped(domain, before=before.champion, answering=champion, wanted=self._wanted[domain].champion)

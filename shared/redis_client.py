@@ -16,6 +16,8 @@ from shared.config import Settings
 from shared.embedded_redis import socket_url
 
 SOCKET_TIMEOUT_S = 30.0
+# Beside those of recommendations and batches, which the service bounds: other calls, domains that are looked at.
+OTHER_CONNECTIONS = 128
 
 
 def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redis:
@@ -38,6 +40,8 @@ def connect(settings: Settings, *, answer_within_s: float | None = None) -> Redi
         # One stray byte in one record must not make a whole page of them unreadable.
         encoding_errors="surrogateescape",
         retry=retry,
+        # A pool that has no more says that there is no connection, which here means that Redis is away.
+        max_connections=settings.max_concurrent_requests + settings.max_concurrent_batches + OTHER_CONNECTIONS,
         socket_timeout=answer_within_s or SOCKET_TIMEOUT_S,
         socket_connect_timeout=5,
     )

@@ -39,6 +39,13 @@ async def test_no_cancellation_is_lost(redis: Redis, redis_settings: Settings, s
         await occupant
 
 
+async def test_nobody_is_refused_a_connection(redis: Redis, redis_settings: Settings) -> None:
+    """As many as the service lets in at once: one too few would pass for a Redis that is away."""
+    at_once = redis_settings.max_concurrent_requests + redis_settings.max_concurrent_batches
+    async with connect(redis_settings) as client:
+        assert await asyncio.gather(*(client.ping() for _ in range(at_once))) == [True] * at_once
+
+
 async def _ask(client: Redis) -> None:
     for _ in range(20):
         await client.ping()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import ArtifactLoader, VersionFiles
 from service.slot_filling import FIRST_RETRY_S, SlotFiller
-from service.slots import Slots, SlotState
+from service.slots import Readiness, Slots, SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
@@ -28,7 +29,7 @@ from shared.metrics import Metrics
 from shared.refusals import RefusalStore
 from shared.registry import CHAMPION, Registry
 from shared.types import AdapterName, DomainId
-from tests.service_support import SHOP, Engines, Publisher
+from tests.service_support import ITEMS, SHOP, Engines, Publisher
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -44,6 +45,7 @@ class Follower:
     now: float = 0.0
     engines: Engines = field(default_factory=Engines)
     loads: Counter[AdapterName] = field(default_factory=Counter)
+    before_load: Callable[[DomainId, AdapterName], None] = lambda domain, name: None
 
     def __post_init__(self) -> None:
         self.publisher = Publisher(self.redis, self.settings)
@@ -74,6 +76,7 @@ class Follower:
 
     def _load(self, domain: DomainId, name: AdapterName) -> VersionFiles:
         self.loads[name] += 1
+        self.before_load(domain, name)
         return self._loader(domain, name)
 
     def states(self) -> dict[AdapterName, SlotState]:
@@ -221,3 +224,68 @@ async def test_an_adapter_counts_as_loaded_while_the_engine_that_holds_it_lives(
     await follower.manager.sync(SHOP)
     assert follower.states() == {name: SlotState.serving}
     assert follower.figure("adapter_loaded", adapter=name) == 1.0
+
+
+@asynccontextmanager
+async def running(follower: Follower) -> AsyncIterator[Callable[[], Readiness]]:
+    """It follows by itself; whether it is ready."""
+    task = asyncio.create_task(follower.manager.run())
+    yield follower.manager.readiness
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_domain_whose_artifacts_cannot_be_had_stops_no_other(follower: Follower) -> None:
+    """A new engine holds nothing, and no message says so."""
+    toys, stalled = DomainId("toys"), threading.Event()
+    await CatalogStore(follower.redis).put(toys, ITEMS)
+    name = await follower.publisher.publish()
+    await follower.publisher.publish(toys)
+
+    def load(domain: DomainId, version: AdapterName) -> None:
+        if domain == toys:
+            stalled.wait(60)
+
+    follower.before_load = load
+    async with running(follower):
+        try:
+            await until(lambda: follower.states() == {name: SlotState.serving})
+            follower.engines.last.die()
+            await until(lambda: len(follower.engines.built) == 2 and bool(follower.engines.last.loaded))
+            assert [lora.name for lora in follower.engines.last.loaded.values()] == [name]
+        finally:
+            stalled.set()
+
+
+async def test_a_domains_first_champion_takes_no_replica_out_of_service(follower: Follower) -> None:
+    """All of them load it at the same time, and till then they answer as before."""
+    toys = DomainId("toys")
+    await follower.publisher.publish()
+    async with running(follower) as readiness:
+        await until(lambda: readiness().ready)
+        await CatalogStore(follower.redis).put(toys, ITEMS)
+        await follower.publisher.publish(toys, base_model_hash=ANOTHER_BASE)
+        await until(lambda: readiness().domains.get(toys) == "refused")
+        assert readiness().ready
+        await follower.publisher.publish(toys)
+        await until(lambda: readiness().domains[toys] == "serving")
+    started_later = Follower(follower.settings, follower.redis)
+    hosting = asyncio.create_task(started_later.host.run())
+    await follower.publisher.registry.move_alias(
+        toys, CHAMPION, first := AdapterName("toys-v000001"), AdapterName("toys-v000002")
+    )
+    async with running(started_later) as readiness:
+        await until(lambda: readiness().domains == {SHOP: "serving", toys: "refused"})
+        assert not readiness().ready, f"{first} is all that it could answer with"
+    hosting.cancel()
+    await asyncio.gather(hosting, return_exceptions=True)
+    await started_later.host.close()
+
+
+async def test_it_follows_more_domains_than_redis_py_has_connections(follower: Follower) -> None:
+    names = [DomainId(f"shop-{number}") for number in range(150)]
+    for name in names:
+        await CatalogStore(follower.redis).put(name, ())
+    async with running(follower) as readiness:
+        await until(lambda: set(readiness().domains.values()) == {"no_champion"} and readiness().ready)
+        assert readiness().domains.keys() == {SHOP, *names}
