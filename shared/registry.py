@@ -30,34 +30,69 @@ log = structlog.get_logger(__name__)
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
-# KEYS: aliases, versions, move counter, outbox, fence, considered.
+# What is given ('' = not) of a route, the rest as it was.
+CHANGE_ROUTE = """
+local function change_route(key, share, paused)
+  local route = cjson.decode(redis.call('GET', key) or '{"share":0,"paused":false}')
+  if share ~= '' then route.share = tonumber(share) end
+  if paused ~= '' then route.paused = paused == '1' end
+  redis.call('SET', key, cjson.encode(route))
+end
+"""
+
+# KEYS: route.  ARGV: share, paused (0 or 1), channel, domain.
+SET_ROUTE = (
+    CHANGE_ROUTE
+    + """
+change_route(KEYS[1], ARGV[1], ARGV[2])
+redis.call('PUBLISH', ARGV[3], ARGV[4])
+"""
+)
+
+# KEYS: aliases, versions, move counter, outbox, fence, considered, route.
 # ARGV: alias, expected ('' = unset), to ('' = unset), unix seconds, reason, lowest move number, channel, domain,
-#       fencing token ('' = not checked), manifest ('' = `to` is registered already),
+#       fencing token ('' = not checked), manifest ('' = `to` is registered already), share ('' = as it was),
 #       then partition, stream id, ... = what the version has considered.
-# A move that has happened already (a retry of the client) succeeds and does nothing.
-MOVE = """
+# A move that has happened already (a retry of the client) succeeds and does nothing. A challenger that becomes champion
+# is on trial no longer: with its alias left behind it would be again, as soon as the champion is another.
+MOVE = (
+    CHANGE_ROUTE
+    + """
 local alias, expected, to, manifest = ARGV[1], ARGV[2], ARGV[3], ARGV[10]
 local current = redis.call('HGET', KEYS[1], alias) or ''
 local known = redis.call('HGET', KEYS[2], to)
 if ARGV[9] ~= '' and ARGV[9] ~= (redis.call('GET', KEYS[5]) or '0') then return {'lease', ''} end
-if current == to and (manifest == '' or known == manifest) then return {'ok', current} end
+if current == to and (manifest == '' or known == manifest) then
+  if ARGV[11] ~= '' then change_route(KEYS[7], ARGV[11], '') end
+  return {'ok', current}
+end
 if current ~= expected then return {'moved', current} end
 if manifest ~= '' and known and known ~= manifest then return {'exists', ''} end
 if manifest == '' and to ~= '' and not known then return {'unknown', ''} end
 
 if manifest ~= '' then redis.call('HSET', KEYS[2], to, manifest) end
-for i = 11, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
-if to == '' then redis.call('HDEL', KEYS[1], alias) else redis.call('HSET', KEYS[1], alias, to) end
-local sequence = tonumber(redis.call('GET', KEYS[3]) or 0)
-sequence = math.max(sequence, tonumber(ARGV[6])) + 1
-redis.call('SET', KEYS[3], sequence)
+for i = 12, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
 local function name(value) if value == '' then return cjson.null end return value end
-redis.call('RPUSH', KEYS[4], cjson.encode({
-  sequence = sequence, alias = alias, before = name(current), to = name(to), at = tonumber(ARGV[4]), reason = ARGV[5],
-}))
+local function move(alias, before, to)
+  if to == '' then redis.call('HDEL', KEYS[1], alias) else redis.call('HSET', KEYS[1], alias, to) end
+  local sequence = tonumber(redis.call('GET', KEYS[3]) or 0)
+  sequence = math.max(sequence, tonumber(ARGV[6])) + 1
+  redis.call('SET', KEYS[3], sequence)
+  redis.call('RPUSH', KEYS[4], cjson.encode({
+    sequence = sequence, alias = alias, before = name(before), to = name(to), at = tonumber(ARGV[4]), reason = ARGV[5],
+  }))
+end
+move(alias, current, to)
+local share = ARGV[11]
+if alias == 'champion' and redis.call('HGET', KEYS[1], 'challenger') == to then
+  move('challenger', to, '')
+  share = '0'
+end
+if share ~= '' then change_route(KEYS[7], share, '') end
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return {'ok', current}
 """
+)
 
 # KEYS: version counter.  ARGV: highest number in the artifact store.
 RESERVE = """
@@ -100,6 +135,7 @@ class Registry:
         self._records = RegistryRecords(artifacts)
         self._clock = clock
         self._move = redis.register_script(MOVE)
+        self._set_route = redis.register_script(SET_ROUTE)
         self._reserve = redis.register_script(RESERVE)
         self._remove = redis.register_script(REMOVE)
         self._consider = redis.register_script(CONSIDER)
@@ -209,7 +245,7 @@ class Registry:
         await self._move_to(domain, alias, to, expected, reason=reason)
 
     async def rollback(self, domain: DomainId, leaving: AdapterName | None = None) -> AdapterName:
-        """Points the champion at its parent, or, where that is gone, at the champion before it; returns that.
+        """Points the champion at its parent, or, where that is gone, at the nearest champion before it; returns that.
 
         With the champion that it is to leave, a rollback that has happened already succeeds and does nothing.
         Conflict where there is nothing to go back to, AliasMoved where the champion is a third one by now, NotFound
@@ -220,8 +256,8 @@ class Registry:
             raise Conflict(f"domain {domain!r} has no champion to roll back")
         left = await self.manifest(domain, leaving or current)
         known = {manifest.name for manifest in await self.versions(domain)}
-        candidates = [left.parent, *reversed(await self._former_champions(domain))]
-        target = next((name for name in candidates if name in known and name != left.name), None)
+        candidates = [left.parent, *await self._champions_before(domain, left.name)]
+        target = next((name for name in candidates if name in known), None)
         if target is None:
             raise Conflict(f"adapter {left.name} of domain {domain!r} has no earlier version to go back to")
         await self._move_to(domain, CHAMPION, target, left.name, reason="rollback")
@@ -261,25 +297,38 @@ class Registry:
         route = Route() if record is None else Route.model_validate_json(record)
         aliases = await self.aliases(domain)
         challenger = aliases.get(CHALLENGER)
-        # Once promoted it is on trial no longer, whatever its alias still says.
+        # One whose alias a release before this one has left behind is on trial no longer.
         on_trial = None if challenger == aliases.get(CHAMPION) else challenger
-        return route.model_copy(update={"challenger": on_trial})
+        return route.model_copy(update={"challenger": on_trial, "share": route.share if on_trial else 0.0})
 
-    async def set_route(self, domain: DomainId, challenger: AdapterName | None, share: float, paused: bool) -> Route:
-        """Replaces the route as a whole; NotFound for an unknown challenger."""
-        route = Route(challenger=challenger, share=share if challenger else 0.0, paused=paused)
+    async def set_trial(self, domain: DomainId, challenger: AdapterName | None, share: float) -> None:
+        """Puts the challenger, or none any more, on trial for a share of the users.
+
+        NotFound for an unknown challenger, AliasMoved where somebody else has begun or ended a trial meanwhile.
+        """
         current = (await self.aliases(domain)).get(CHALLENGER)
-        if challenger != current:
-            await self._move_to(domain, CHALLENGER, challenger, current, reason="route")
-        record = route.model_dump_json(exclude={"challenger"})
-        await self._redis.set(DomainKeys(domain).route, record)
-        await announce(self._redis, domain)
+        given = share if challenger else 0.0
+        if challenger == current:
+            await self._change_route(domain, share=str(given))
+        else:
+            await self._move_to(domain, CHALLENGER, challenger, current, reason="route", share=str(given))
+            await self._record_route(domain)
+
+    async def set_paused(self, domain: DomainId, paused: bool) -> None:
+        """Whether triggers start evolutions no longer."""
+        await self._change_route(domain, paused="1" if paused else "0")
+
+    async def _change_route(self, domain: DomainId, *, share: str = "", paused: str = "") -> None:
+        await self._set_route(keys=[DomainKeys(domain).route], args=[share, paused, CHANGES_CHANNEL, domain])
+        await self._record_route(domain)
+
+    async def _record_route(self, domain: DomainId) -> None:
+        record = (await self.route(domain)).model_dump_json(exclude={"challenger"})
         try:
             await asyncio.to_thread(self._records.record_route, domain, record)
         except OSError as error:
             # The route is set; its copy is for a rebuild alone.
-            log.warning("route not recorded", domain=domain, error=repr(error))
-        return route
+            log.warning("route_not_recorded", domain=domain, error=repr(error))
 
     async def _move_to(
         self,
@@ -291,14 +340,23 @@ class Registry:
         reason: str,
         fencing_token: str = "",
         manifest: str = "",
+        share: str = "",
         considered: list[str] | None = None,
     ) -> None:
         keys = DomainKeys(domain)
         lowest = await asyncio.to_thread(self._records.last_move, domain)
         plain = [alias, expected or "", to or "", self._clock(), reason, lowest, CHANGES_CHANNEL, domain]
         status, current = await self._move(
-            keys=[keys.aliases, keys.versions, keys.move_counter, keys.move_outbox, keys.fence, keys.considered],
-            args=[*plain, fencing_token, manifest, *(considered or [])],
+            keys=[
+                keys.aliases,
+                keys.versions,
+                keys.move_counter,
+                keys.move_outbox,
+                keys.fence,
+                keys.considered,
+                keys.route,
+            ],
+            args=[*plain, fencing_token, manifest, share, *(considered or [])],
         )
         _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
         try:
@@ -319,9 +377,16 @@ class Registry:
                 return
             await self._redis.lrem(outbox, 1, record)
 
-    async def _former_champions(self, domain: DomainId) -> list[AdapterName]:
+    async def _champions_before(self, domain: DomainId, name: AdapterName) -> list[AdapterName]:
+        """What was champion before `name`, and before that, and so on; what a rollback has left is before nothing."""
         moves = await asyncio.to_thread(self._records.alias_moves, domain)
-        return [move.before for move in moves if move.alias == CHAMPION and move.before is not None]
+        before = {move.to: move.before for move in moves if move.alias == CHAMPION and move.reason != "rollback"}
+        found: list[AdapterName] = []
+        earlier = before.get(name)
+        while earlier is not None and earlier not in (name, *found):
+            found.append(earlier)
+            earlier = before.get(earlier)
+        return found
 
 
 def _raise_unless_moved(

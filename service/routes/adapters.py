@@ -91,11 +91,10 @@ async def put_route(body: RouteRequest, request: Request, services: ServicesDep)
         raise InvalidInput("share: there is no challenger to give a share to")
     if challenger is not None and challenger == await services.registry.champion(domain):
         raise Conflict(f"{challenger} is the champion already")
-    route = await services.registry.set_route(
-        domain,
-        challenger,
-        current.share if body.share is None else body.share,
-        current.paused if body.paused is None else body.paused,
-    )
+    if given & {"challenger", "share"}:
+        await services.registry.set_trial(domain, challenger, current.share if body.share is None else body.share)
+    if body.paused is not None:
+        await services.registry.set_paused(domain, body.paused)
+    route = await services.registry.route(domain)
     services.adapters.schedule(domain)
     return RouteAnswer(domain=domain, challenger=route.challenger, share=route.share, paused=route.paused)

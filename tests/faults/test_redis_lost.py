@@ -74,7 +74,7 @@ async def test_everything_archived_comes_back(
                 assert (run.status, run.adapter in known) == (EvolutionStatus.published, False)
                 known[str(run.adapter)] += 1
             await backend.registry.rollback(SHOP)
-            await backend.registry.set_route(SHOP, None, 0.0, paused=True)
+            await backend.registry.set_paused(SHOP, True)
             versions, aliases = await backend.registry.versions(SHOP), await shop.aliases()
             route, considered = await backend.registry.route(SHOP), await backend.registry.considered(SHOP)
             items, kept = await backend.catalog.all(SHOP), await histories(shop)

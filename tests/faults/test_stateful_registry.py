@@ -158,15 +158,18 @@ class RegistryMachine(RedisMachine):
     def route(self, data: st.DataObject, share: float, paused: bool) -> None:
         challenger = data.draw(st.sampled_from([None, *self.names]))
         aliases, before = self.aliases(), self.run(self.registry.route(BEAUTY))
-        error = self.outcome_of(self.registry.set_route(BEAUTY, challenger, share, paused))
+        error = self.outcome_of(self.registry.set_trial(BEAUTY, challenger, share))
+        self.run(self.registry.set_paused(BEAUTY, paused))
         route = self.run(self.registry.route(BEAUTY))
         if challenger is None or challenger in self.versions():
             assert error is None
-            assert route.paused == paused
-            assert route.challenger == (None if challenger == self.champion() else challenger)
+            on_trial = None if challenger == self.champion() else challenger
+            assert route.challenger == on_trial
+            assert route.share == (pytest.approx(share) if on_trial else 0.0)  # Lua writes 14 digits
         else:
             assert isinstance(error, NotFound)
-            assert (self.aliases(), route) == (aliases, before)
+            assert (self.aliases(), route.challenger, route.share) == (aliases, before.challenger, before.share)
+        assert route.paused == paused
 
     @rule(keep=st.integers(1, 4))
     def prune(self, keep: int) -> None:

@@ -41,7 +41,9 @@ async def test_a_pause_and_a_trial_of_the_operators_stay(running: Running) -> No
     await running.publisher.publish()
     challenger = await running.publisher.publish(champion=False)
     for paused in (True, False):
-        before = await registry.set_route(SHOP, challenger, 0.25, paused=paused)
+        await registry.set_trial(SHOP, challenger, 0.25)
+        await registry.set_paused(SHOP, paused)
+        before = await registry.route(SHOP)
         async with client_of(running) as client, evolutions_paused(client, SHOP):
             assert await registry.route(SHOP) == before.model_copy(update={"paused": True})
         assert await registry.route(SHOP) == before

@@ -133,7 +133,7 @@ async def test_nothing_starts_while_a_challenger_is_on_trial(backend: Backend) -
     await fill(backend, start=3_000.0)
     second = await run(backend)
     await backend.registry.rollback(DOMAIN)
-    await backend.registry.set_route(DOMAIN, second.adapter, share=0.1, paused=False)
+    await backend.registry.set_trial(DOMAIN, second.adapter, 0.1)
     await fill(backend, start=5_000.0)
 
     evolution = await run(backend, force=True)

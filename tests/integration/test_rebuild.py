@@ -54,7 +54,8 @@ class World:
             version = commit(self.artifacts, manifest(number, parent=parent))
             await self.registry.publish(version, expected=parent, fencing_token=0)
         await self.registry.rollback(BEAUTY)
-        await self.registry.set_route(BEAUTY, V3, 0.5, paused=True)
+        await self.registry.set_trial(BEAUTY, V3, 0.5)
+        await self.registry.set_paused(BEAUTY, True)
 
     async def seen(self) -> object:
         return (

@@ -157,6 +157,15 @@ async def test_a_rollback_that_names_what_it_leaves_goes_back_once(
     assert await registry.champion(BEAUTY) == V1
 
 
+async def test_a_rollback_never_goes_to_what_another_has_left(registry: Registry, artifacts: ArtifactStore) -> None:
+    await three_versions(registry, artifacts)
+    assert [await registry.rollback(BEAUTY), await registry.rollback(BEAUTY)] == [V2, V1]
+    for leaving in (None, V1):
+        with pytest.raises(Conflict, match="no earlier version"):
+            await registry.rollback(BEAUTY, leaving)
+    assert await registry.champion(BEAUTY) == V1
+
+
 async def test_rollback_without_parent_takes_the_former_champion(registry: Registry, artifacts: ArtifactStore) -> None:
     await publish(registry, artifacts, 1)
     with pytest.raises(Conflict, match="no earlier version"):
@@ -204,17 +213,46 @@ async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_i
 
 async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:
     await three_versions(registry, artifacts)
-    route = await registry.set_route(BEAUTY, V2, 0.25, paused=False)
-    assert route == await registry.route(BEAUTY) == Route(challenger=V2, share=0.25)
+    await registry.set_trial(BEAUTY, V2, 0.25)
+    assert await registry.route(BEAUTY) == Route(challenger=V2, share=0.25)
     assert await registry.aliases(BEAUTY) == {CHAMPION: V3, CHALLENGER: V2}
     with pytest.raises(NotFound):
-        await registry.set_route(BEAUTY, adapter_name(BEAUTY, 9), 0.5, paused=False)
-    assert await registry.route(BEAUTY) == route
-    await registry.move_alias(BEAUTY, CHAMPION, V2, expected=V3)
-    assert (await registry.route(BEAUTY)).challenger is None
-    await registry.set_route(BEAUTY, None, 0.0, paused=True)
+        await registry.set_trial(BEAUTY, adapter_name(BEAUTY, 9), 0.5)
+    await registry.set_trial(BEAUTY, V2, 0.5)
+    await registry.set_paused(BEAUTY, True)
+    assert await registry.route(BEAUTY) == Route(challenger=V2, share=0.5, paused=True)
+    await registry.set_trial(BEAUTY, None, 0.5)
     assert await registry.route(BEAUTY) == Route(paused=True)
-    assert await registry.aliases(BEAUTY) == {CHAMPION: V2}
+    await registry.set_paused(BEAUTY, False)
+    assert await registry.route(BEAUTY) == Route()
+    assert await registry.aliases(BEAUTY) == {CHAMPION: V3}
+
+
+@pytest.mark.parametrize("then", ["publish", "rollback"])
+async def test_a_trial_ends_for_good_with_the_challengers_promotion(
+    registry: Registry, artifacts: ArtifactStore, then: str
+) -> None:
+    await three_versions(registry, artifacts)
+    await registry.rollback(BEAUTY)
+    await registry.set_trial(BEAUTY, V3, 0.25)
+    await registry.move_alias(BEAUTY, CHAMPION, V3, expected=V2)
+    if then == "publish":
+        await publish(registry, artifacts, 4, parent=V3)
+    else:
+        await registry.rollback(BEAUTY)
+    assert await registry.route(BEAUTY) == Route()
+    assert CHALLENGER not in await registry.aliases(BEAUTY)
+    replayed = {move.alias: move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)}
+    assert replayed[CHALLENGER] is None
+
+
+async def test_a_trial_and_a_pause_at_once_are_both_kept(registry: Registry, artifacts: ArtifactStore) -> None:
+    await three_versions(registry, artifacts)
+    for number in range(20):
+        paused = bool(number % 2)
+        await asyncio.gather(registry.set_trial(BEAUTY, V1, number / 20), registry.set_paused(BEAUTY, paused))
+        assert await registry.route(BEAUTY) == Route(challenger=V1, share=number / 20, paused=paused)
+        await registry.set_trial(BEAUTY, None, 0.0)
 
 
 async def test_considered(registry: Registry) -> None:
@@ -282,7 +320,7 @@ async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
         await asyncio.sleep(0.1)
         await subscribed()
         assert await hears(CatalogStore(redis).put(BEAUTY, []))
-        assert await hears(registry.set_route(BEAUTY, None, 0.0, paused=True))
+        assert await hears(registry.set_paused(BEAUTY, True))
         await redis.client_kill_filter(_type="pubsub")
         await asyncio.sleep(0.1)
         await subscribed()

@@ -170,7 +170,7 @@ async def test_a_swap_is_timed_from_when_its_champion_was_wanted(follower: Follo
     await follower.manager.sync(SHOP)
     challenger = await follower.publisher.publish(champion=False)
     registry = follower.publisher.registry
-    await registry.set_route(SHOP, challenger, 0.5, paused=False)
+    await registry.set_trial(SHOP, challenger, 0.5)
     await follower.manager.sync(SHOP)
     follower.now += 1000.0
     await registry.move_alias(SHOP, CHAMPION, challenger, first)
@@ -187,7 +187,7 @@ async def test_a_change_of_champion_fails_once_and_nothing_else_counts_as_one(fo
     sound = await follower.publisher.publish()
     await follower.manager.sync(SHOP)
     challenger = await follower.publisher.publish(champion=False, base_model_hash=ANOTHER_BASE)
-    await follower.publisher.registry.set_route(SHOP, challenger, 0.5, paused=False)
+    await follower.publisher.registry.set_trial(SHOP, challenger, 0.5)
     await follower.manager.sync(SHOP)
     assert follower.swaps() == {"ok": 1.0}
     refused = await follower.publisher.publish(base_model_hash=ANOTHER_BASE)
