@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from evolver.backend import Backend
-from evolver.inputs import ParentVersion, PipelineResult
+from evolver.inputs import Cancelled, ParentVersion, PipelineResult
 from evolver.lease import Lease
 from evolver.window import Window
 from shared.base_model import base_model_hash
@@ -116,7 +116,12 @@ def _store(backend: Backend, manifest: Manifest, files: Path) -> Manifest:
 
 
 async def publish(backend: Backend, manifest: Manifest, lease: Lease) -> Manifest:
-    """Make a stored version the champion; raise `LeaseLost` or `AliasMoved` when the world has moved on."""
+    """Make a stored version the champion; raise `LeaseLost` or `AliasMoved` when the world has moved on, `Cancelled`
+    where somebody was promised that nothing is published.
+    """
+    # Asked here as well: the monitor looks every half second alone, and an earlier attempt's version needs no step.
+    if await backend.evolutions.cancel_requested(manifest.evolution_id):
+        raise Cancelled("on request")
     lease.check()
     await backend.registry.publish(manifest, expected=manifest.parent, fencing_token=lease.token)
     log.info("version_published", domain=manifest.domain, adapter=manifest.name, evolution=manifest.evolution_id)

@@ -68,6 +68,19 @@ async def test_a_run_cancelled_while_queued_never_trains(backend: Backend) -> No
     assert (await deliver(backend, evolution, Meddling(must_not_run))).status is EvolutionStatus.cancelled
 
 
+async def test_a_run_cancelled_as_it_is_about_to_publish_publishes_nothing(backend: Backend) -> None:
+    """The monitor has not heard of it yet."""
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    loop = asyncio.get_running_loop()
+
+    def cancel() -> None:
+        asyncio.run_coroutine_threadsafe(backend.evolutions.request_cancel(evolution.id), loop).result()
+
+    assert (await deliver(backend, evolution, Meddling(cancel))).status is EvolutionStatus.cancelled
+    assert await nothing_published(backend)
+
+
 async def test_ctrl_c_ends_the_pipelines_thread_and_is_recorded(backend: Backend) -> None:
     await fill(backend)
     running = asyncio.create_task(run(backend, FakePipeline(stage_s=20)))
@@ -173,6 +186,19 @@ async def test_an_artifact_that_was_stored_but_not_published_is_published_as_it_
 
     assert (again.status, again.adapter) == (EvolutionStatus.published, "shop-v000001")
     assert backend.artifacts.names(DOMAIN) == ["shop-v000001"]
+
+
+async def test_an_artifact_that_was_stored_before_a_cancellation_goes(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    await die_when_publishing(backend, evolution, monkeypatch)
+    await backend.evolutions.request_cancel(evolution.id)
+
+    assert (await deliver(backend, evolution)).status is EvolutionStatus.cancelled
+    assert await backend.registry.champion(DOMAIN) is None
+    assert await nothing_published(backend)
 
 
 async def test_an_artifact_that_was_stored_before_an_erasure_is_not_published(
