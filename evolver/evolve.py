@@ -22,7 +22,7 @@ from evolver.inputs import Cancelled, Pipeline, Progress
 from evolver.lease import Lease, LeaseHeld
 from evolver.monitor import Monitor, StopReason, ignore
 from shared.config import Settings
-from shared.errors import EvorecError, LeaseLost
+from shared.errors import EvolutionEnded, EvorecError, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
@@ -89,7 +89,7 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
     """One attempt at the evolution, and what it leaves behind put away."""
     try:
         ended = await _to_its_end(backend, evolution, held, surroundings)
-    except LeaseLost as error:
+    except (LeaseLost, EvolutionEnded) as error:
         log.warning("evolution_taken_over", evolution=evolution.id, error=str(error))
         ended = await backend.evolutions.get(evolution.id)
     finally:
@@ -104,7 +104,10 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
 
 
 async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surroundings: Surroundings) -> Evolution:
-    """The attempt, with every way it can end written to its record; LeaseLost when that is no longer ours to write."""
+    """The attempt, with every way it can end written to its record.
+
+    LeaseLost when that is no longer ours to write, EvolutionEnded when somebody else has ended it.
+    """
     monitor = Monitor(
         backend, evolution, held, interrupted=surroundings.interrupted, on_progress=surroundings.on_progress
     )
@@ -118,7 +121,7 @@ async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surro
         monitor.stop(StopReason.cancelled)
         await _interrupted(backend, monitor)
         raise
-    except LeaseLost:
+    except (LeaseLost, EvolutionEnded):
         raise
     except (RedisConnectionError, RedisTimeoutError):
         with suppress(RedisError, OSError):  # Redis' outage is no failure of the run
@@ -147,7 +150,7 @@ async def _stopped(backend: Backend, monitor: Monitor) -> Evolution:
         return await monitor.save(status=EvolutionStatus.queued, stage=None, progress=0.0)
     if monitor.stop_reason is StopReason.too_long:
         return await monitor.finish(EvolutionStatus.failed, error="the evolution took too long and was stopped")
-    if monitor.stop_reason is StopReason.lease_lost:
+    if monitor.stop_reason in (StopReason.lease_lost, StopReason.ended):
         return await backend.evolutions.get(monitor.evolution.id)
     return await monitor.finish(EvolutionStatus.cancelled, message="cancelled on request; nothing was published")
 

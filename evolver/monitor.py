@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from evolver.backend import Backend
 from evolver.inputs import Cancelled, Progress
 from evolver.lease import Lease, end_of
-from shared.errors import EvorecError, LeaseLost
+from shared.errors import EvolutionEnded, EvorecError, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,7 @@ class StopReason(StrEnum):
 
     cancelled = "cancelled"
     lease_lost = "lease_lost"
+    ended = "ended"
     interrupted = "interrupted"
     too_long = "too_long"
 
@@ -115,7 +116,9 @@ class Monitor:
             raise Cancelled(self._stop)
 
     async def save(self, **changes: object) -> Evolution:
-        """Change the evolution's record; raise `LeaseLost` when it is no longer ours to write."""
+        """Change the evolution's record; raise `LeaseLost` when it is no longer ours to write, `EvolutionEnded` when
+        somebody else has ended it.
+        """
         async with self._writing:
             await self._write(changes)
             self._reported = (self.evolution.stage, self.evolution.progress)
@@ -133,6 +136,9 @@ class Monitor:
             await self._backend.evolutions.update(self.evolution, self._lease.token)
         except LeaseLost:
             self._lease.lost = True
+            raise
+        except EvolutionEnded:  # nobody waits for the run, and its lease keeps the domain's next one waiting
+            self.stop(StopReason.ended)
             raise
 
     @asynccontextmanager

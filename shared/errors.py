@@ -57,6 +57,10 @@ class EvolutionRunning(Conflict):
     title = "An evolution is already running"
 
 
+class EvolutionEnded(Conflict):
+    """Its record is final: nothing brings a run back to life."""
+
+
 class AliasMoved(Conflict):
     """The alias no longer points where the caller believed (compare-and-set failed)."""
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
-from shared.errors import Conflict, EvolutionRunning, LeaseLost, NotFound
+from shared.errors import EvolutionEnded, EvolutionRunning, LeaseLost, NotFound
 from shared.manifest import Gate, Metrics
 from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
@@ -141,7 +141,7 @@ class EvolutionStore:
         return sorted(found, key=lambda evolution: (-evolution.requested_at, evolution.id))[:limit]
 
     async def update(self, evolution: Evolution, fencing_token: int | None = None) -> None:
-        """Replaces the record. Conflict where the stored one is final already: nothing brings a run back to life.
+        """Replaces the record. EvolutionEnded where the stored one is final already.
         LeaseLost where a token is given and is not the domain's newest: somebody else's run is what the record tells.
         """
         final = "1" if evolution.status.final else "0"
@@ -155,7 +155,7 @@ class EvolutionStore:
         return None if evolution_id is None else await self.get(evolution_id)
 
     async def request_cancel(self, evolution_id: str) -> None:
-        """Asks the run to stop; NotFound for an unknown id, Conflict where it has ended."""
+        """Asks the run to stop; NotFound for an unknown id, EvolutionEnded where it has ended."""
         _check(await self._cancel(keys=_keys(_domain_of(evolution_id)), args=[evolution_id]), evolution_id)
 
     async def cancel_requested(self, evolution_id: str) -> bool:
@@ -191,4 +191,4 @@ def _check(answer: str, evolution_id: str) -> None:
     if answer == "lease":
         raise LeaseLost(f"evolution {evolution_id} has been taken over: another run has a newer fencing token")
     if answer == "finished":
-        raise Conflict(f"evolution {evolution_id} has ended already")
+        raise EvolutionEnded(f"evolution {evolution_id} has ended already")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ from tests.integration.evolver_support import (
     run,
     until,
 )
-from tests.integration.fake_pipeline import FakePipeline, Meddling
+from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -78,6 +79,23 @@ async def test_a_run_cancelled_as_it_is_about_to_publish_publishes_nothing(backe
         asyncio.run_coroutine_threadsafe(backend.evolutions.request_cancel(evolution.id), loop).result()
 
     assert (await deliver(backend, evolution, Meddling(cancel))).status is EvolutionStatus.cancelled
+    assert await nothing_published(backend)
+
+
+async def test_a_run_whose_record_somebody_else_has_ended_stops(backend: Backend, tmp_path: Path) -> None:
+    """As the service does where the message seemed not to reach the broker."""
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    pipeline = FakePipeline(stage_s=1, trace=tmp_path / "trace")
+    running = asyncio.create_task(deliver(backend, evolution, pipeline))
+    await in_stage(backend, evolution.id, "evaluate before")
+    failed = evolution.model_copy(update={"status": EvolutionStatus.failed})
+
+    await backend.evolutions.update(failed)
+
+    assert await running == failed
+    assert f" {STAGES[-1]}\n" not in (tmp_path / "trace").read_text()
+    assert not await lease.is_held(backend.redis, DOMAIN)
     assert await nothing_published(backend)
 
 
