@@ -59,7 +59,7 @@ async def evolve(
 ) -> Evolution:
     """Run an evolution that was put into the queue, once: one that is finished or runs elsewhere is left alone."""
     async with open_backend(settings) as backend:
-        await backend.redis.delete(DomainKeys(domain).enqueued(evolution_id))
+        await backend.evolutions.taken(evolution_id, domain)
         evolution = await backend.evolutions.get(evolution_id)
         if evolution.status.final:
             log.info("evolution_already_finished", evolution=evolution_id, status=evolution.status)

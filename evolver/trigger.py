@@ -14,7 +14,6 @@ from evolver.backend import Backend
 from shared.config import Settings
 from shared.errors import EvolutionRunning
 from shared.evolutions import Evolution, EvolutionStatus
-from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
@@ -24,7 +23,6 @@ Enqueue = Callable[[EvolutionId, DomainId], None]
 
 FIRST_RETRY_S: Final = 60.0
 LONGEST_RETRY_S: Final = 3600.0
-REQUEUE_S: Final = 60
 _REMEMBERED_RUNS: Final = 10
 _UNSUCCESSFUL: Final = frozenset({EvolutionStatus.failed, EvolutionStatus.cancelled})
 
@@ -125,10 +123,14 @@ async def tick(backend: Backend, enqueue: Enqueue, clock: Callable[[], float] = 
         try:
             await backend.registry.record_moves(domain)  # what a full disk or a crash has left unrecorded
             evolution = await _next_evolution(backend, domain, clock())
-            if evolution is not None and await _claim(backend, evolution):
-                log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)
-                enqueue(evolution.id, domain)
-                enqueued.append(evolution.id)
+            if evolution is None:
+                continue
+            # Every worker has a tick, and a queue behind a long run keeps its messages: each would add one.
+            async with backend.evolutions.enqueueing(evolution) as is_ours:
+                if is_ours:
+                    enqueue(evolution.id, domain)
+                    log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)
+                    enqueued.append(evolution.id)
         except Exception as error:
             log.warning("tick_failed", domain=domain, error=repr(error))
     return enqueued
@@ -147,12 +149,3 @@ async def _next_evolution(backend: Backend, domain: DomainId, now: float) -> Evo
         return await backend.evolutions.create(domain, force=False, dry_run=False)
     except EvolutionRunning:
         return None
-
-
-async def _claim(backend: Backend, evolution: Evolution) -> bool:
-    """Whether it is ours to put the evolution into the queue: once a minute, until a worker takes it.
-
-    Every worker has a tick, and a queue behind a long run keeps its messages: without this each tick would add one.
-    """
-    key = DomainKeys(evolution.domain).enqueued(evolution.id)
-    return bool(await backend.redis.set(key, "1", nx=True, ex=REQUEUE_S))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from enum import StrEnum
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
@@ -17,6 +19,11 @@ from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId
 
 KEPT = 1000
+SENDING_S: Final = 60
+"""More than the broker is waited for. Where the sender has died, another message may be sent after that."""
+WAITING_S: Final = 6 * 3600
+"""How long a message counts as waiting: as long as the run that it may wait behind, or it would only pile up. One that
+the broker has lost is replaced after that."""
 
 # KEYS: active, evolutions, order, cancel requests.  ARGV: id, record, kept.  -> id of the active evolution
 # Creating the same id twice (a retry of the client) does nothing the second time.
@@ -148,6 +155,26 @@ class EvolutionStore:
         args = [evolution.id, evolution.model_dump_json(), final, "" if fencing_token is None else fencing_token]
         keys = [*_keys(evolution.domain), DomainKeys(evolution.domain).fence]
         _check(await self._update(keys=keys, args=args), evolution.id)
+
+    @asynccontextmanager
+    async def enqueueing(self, evolution: Evolution) -> AsyncIterator[bool]:
+        """For the block that puts the evolution into the broker's queue: False where a message of it waits already, or
+        is being sent. Whoever takes a message of the queue says so by `taken`.
+        """
+        claim = DomainKeys(evolution.domain).enqueued(evolution.id)
+        if not await self._redis.set(claim, "1", nx=True, ex=SENDING_S):
+            yield False
+            return
+        try:
+            yield True
+        except Exception:
+            await self._redis.delete(claim)
+            raise
+        await self._redis.expire(claim, WAITING_S)  # sets nothing where the message has been taken meanwhile
+
+    async def taken(self, evolution_id: EvolutionId, domain: DomainId) -> None:
+        """A message of the evolution waits no longer: should the worker die now, another one is needed soon."""
+        await self._redis.delete(DomainKeys(domain).enqueued(evolution_id))
 
     async def active(self, domain: DomainId) -> Evolution | None:
         """The domain's queued or running evolution."""

@@ -26,13 +26,19 @@ async def evolve(body: EvolveRequest, request: Request, services: ServicesDep) -
     domain = await services.known_domain(body.domain)
     await _refuse_where_it_cannot_start(services, domain, force=body.force)
     evolution = await services.evolutions.create(domain, body.force, body.dry_run)
+    async with services.evolutions.enqueueing(evolution) as is_ours:
+        if is_ours:  # or a worker's tick has been faster
+            await _enqueue(services, evolution)
+    return EvolveAnswer(evolution_id=evolution.id)
+
+
+async def _enqueue(services: Services, evolution: Evolution) -> None:
     try:
-        await services.queue.enqueue(evolution.id, domain)
+        await services.queue.enqueue(evolution.id, evolution.domain)
     except Unavailable as error:
         failed = {"status": EvolutionStatus.failed, "finished_at": time.time(), "error": str(error)}
         await services.evolutions.update(evolution.model_copy(update=failed))
         raise
-    return EvolveAnswer(evolution_id=evolution.id)
 
 
 async def _refuse_where_it_cannot_start(services: Services, domain: DomainId, *, force: bool) -> None:

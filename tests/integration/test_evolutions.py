@@ -50,6 +50,20 @@ async def test_a_record_survives_with_all_it_says(evolutions: EvolutionStore) ->
     assert await evolutions.active(BEAUTY) == changed
 
 
+async def test_one_at_a_time_puts_an_evolution_into_the_queue(evolutions: EvolutionStore, redis: Redis) -> None:
+    evolution = await evolutions.create(BEAUTY)
+    claim = DomainKeys(BEAUTY).enqueued(evolution.id)
+    async with evolutions.enqueueing(evolution) as first, evolutions.enqueueing(evolution) as second:
+        assert (first, second) == (True, False)
+        assert 0 < await redis.ttl(claim) <= shared.evolutions.SENDING_S  # whoever sends may die of it
+    assert await redis.ttl(claim) > shared.evolutions.SENDING_S
+    await evolutions.taken(evolution.id, BEAUTY)
+    async with evolutions.enqueueing(evolution) as again:
+        assert again
+        await evolutions.taken(evolution.id, BEAUTY)  # faster than the sender
+    assert not await redis.exists(claim)
+
+
 async def test_one_at_a_time_per_domain(evolutions: EvolutionStore) -> None:
     attempts = await asyncio.gather(*(evolutions.create(BEAUTY) for _ in range(10)), return_exceptions=True)
     created = [attempt for attempt in attempts if isinstance(attempt, Evolution)]

@@ -1,16 +1,23 @@
-"""What the worker does with every domain at each tick: one that cannot be looked at must not stop the others."""
+"""What the worker does with every domain at each tick: one that cannot be looked at must not stop the others, and what
+waits in the queue is not put there again.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
+import pytest
+from kombu.exceptions import OperationalError
+
 from evolver import trigger, upkeep
 from evolver.backend import Backend
 from evolver.figures import Figures
+from evolver.monitor import MAX_RUN_S
 from shared.evolutions import EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
-from tests.integration.evolver_support import DOMAIN, ITEMS, fill
+from tests.integration.evolver_support import DOMAIN, ITEMS, deliver, fill
+from tests.integration.fake_pipeline import Meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -37,3 +44,37 @@ async def test_a_record_that_cannot_be_read_stops_its_domain_alone(backend: Back
     pending = "evorec_pending_interactions"
     assert figures.registry.get_sample_value(pending, {"domain": DOMAIN}) == await backend.log.count(DOMAIN, {})
     assert figures.registry.get_sample_value(pending, {"domain": UNREADABLE[0]}) is None
+
+
+def send(evolution_id: EvolutionId, domain: DomainId) -> None:
+    """To a broker whose worker is busy."""
+
+
+async def test_one_message_waits_however_long_the_run_before_it_takes(backend: Backend) -> None:
+    await fill(backend)
+    (evolution_id,) = await trigger.tick(backend, send)
+    assert await trigger.tick(backend, send) == []
+    assert await backend.redis.ttl(DomainKeys(DOMAIN).enqueued(evolution_id)) > MAX_RUN_S - 60
+
+
+async def test_an_evolution_whose_worker_died_as_soon_as_it_had_the_message_gets_another(backend: Backend) -> None:
+    class Gone(BaseException):
+        pass
+
+    def die() -> None:
+        raise Gone
+
+    await fill(backend)
+    (evolution_id,) = await trigger.tick(backend, send)
+    with pytest.raises(Gone):
+        await deliver(backend, await backend.evolutions.get(evolution_id), Meddling(die))
+    assert await trigger.tick(backend, send) == [evolution_id]
+
+
+async def test_a_message_that_could_not_be_sent_does_not_count(backend: Backend) -> None:
+    def refuse(evolution_id: EvolutionId, domain: DomainId) -> None:
+        raise OperationalError("no broker")
+
+    await fill(backend)
+    assert await trigger.tick(backend, refuse) == []
+    assert len(await trigger.tick(backend, send)) == 1

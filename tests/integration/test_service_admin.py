@@ -14,6 +14,7 @@ from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters
 from shared.errors import Unavailable
 from shared.panel import in_panel
+from shared.redis_keys import DomainKeys
 from shared.types import UserId
 from tests.service_support import SHOP, Running, serving
 
@@ -105,11 +106,12 @@ async def test_with_keys_a_service_has_any_name(guarded: Running) -> None:
     assert (await guarded.http.get("/admin/adapters", headers=headers)).status_code == 200
 
 
-async def test_an_evolution_is_queued_once_watched_and_cancelled(running: Running) -> None:
+async def test_an_evolution_is_queued_once_watched_and_cancelled(running: Running, redis: Redis) -> None:
     first = await running.http.post("/admin/evolve", json={"force": True, "dry_run": True})
     assert first.status_code == 202
     evolution_id = first.json()["evolution_id"]
     assert running.queue.enqueued == [(evolution_id, SHOP)]
+    assert await redis.exists(DomainKeys(SHOP).enqueued(evolution_id))  # so that no worker's tick sends it as well
     again = await running.http.post("/admin/evolve", json={})
     assert (again.status_code, again.json()["title"]) == (409, "An evolution is already running")
     record = (await running.http.get(f"/admin/evolutions/{evolution_id}")).json()
