@@ -98,8 +98,10 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
         clear_work(backend.settings, evolution.id)
         try:
             await publish.discard_unpublished(backend, ended)
+            # Here too: the upkeep that prunes drops the copies of its own machine alone.
+            await backend.registry.drop_copies(ended.domain, in_use=frozenset())
         except (RedisError, OSError) as error:
-            log.warning("unpublished_versions_not_discarded", evolution=evolution.id, error=repr(error))
+            log.warning("evolution_not_cleaned_up", evolution=evolution.id, error=repr(error))
     return ended
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -77,6 +78,22 @@ async def test_without_an_archive_nothing_is_trimmed(backend: Backend) -> None:
     assert len(backend.artifacts.names(DOMAIN)) == 2  # the champion, and where a rollback goes
     assert len(await streamed(backend)) == 180
     assert not (backend.settings.state_dir / "artifacts" / DOMAIN / "archive").exists()
+
+
+async def test_copies_of_versions_that_another_machine_has_pruned_go(backend: Backend, tmp_path: Path) -> None:
+    settings = backend.settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"})
+    keeping = Backend.over(backend.redis, settings)
+    other = settings.model_copy(update={"state_dir": tmp_path / "other", "kept_versions": 1})
+    for number in range(4):
+        await fill(backend, start=1_000.0 * (number + 1))
+        assert (await run(keeping)).status is EvolutionStatus.published
+    learned_from = [adapter_name(DOMAIN, number) for number in (1, 2, 3)]
+    assert keeping.artifacts.copies(DOMAIN) == learned_from
+
+    await upkeep.upkeep(Backend.over(backend.redis, other), DOMAIN)
+    assert (await run(keeping)).status is EvolutionStatus.rejected
+
+    assert keeping.artifacts.copies(DOMAIN) == learned_from[-1:]  # where a rollback goes
 
 
 async def test_a_rejected_run_archives_nothing(backend: Backend) -> None:
