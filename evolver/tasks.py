@@ -18,13 +18,12 @@ from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
 from shared.errors import NotFound
+from shared.evolutions import EVOLVE_TASK
 from shared.redis_keys import validate_domain
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
 
-EVOLVE_TASK: Final = "evolver.evolve"
-"""Arguments: evolution_id, domain. Whoever creates an evolution sends this; the tick does it for those who did not."""
 UPKEEP_TASK: Final = "evolver.upkeep"
 """Argument: domain."""
 

@@ -13,7 +13,7 @@ from evolver import lease
 from evolver.backend import Backend
 from shared.config import Settings
 from shared.errors import EvolutionRunning
-from shared.evolutions import Evolution, EvolutionStatus
+from shared.evolutions import Evolution, EvolutionStatus, refusal_by_route
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
@@ -67,16 +67,13 @@ def decide(state: DomainState, settings: Settings) -> Decision:
 def refusal(state: DomainState, *, force: bool) -> str | None:
     """Why an evolution that was asked for must not start now; None when it may.
 
-    Asking is a trigger in itself, so neither count nor age matter; what a finished run has looked at already, and a
-    pause, only yield to `force`. Nothing starts while a challenger is on trial: its window would be learned twice.
+    Asking is a trigger in itself, so neither count nor age matter; what a finished run has looked at already yields to
+    `force`.
     """
-    if state.challenger:
-        return f"challenger {state.challenger} is on trial; promote it or end its route first"
-    if force:
-        return None
-    if state.paused:
-        return "evolutions of this domain are paused; `force` overrides"
-    if state.new_interactions == 0:
+    by_route = refusal_by_route(state.challenger, state.paused, force=force)
+    if by_route is not None:
+        return by_route
+    if state.new_interactions == 0 and not force:
         return "no new interactions since the last finished run; `force` looks at its window again"
     return None
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from celery import Celery
 
 from shared.config import Settings
 from shared.embedded_redis import broker_url
 from shared.errors import Unavailable
+from shared.evolutions import EVOLVE_TASK
 from shared.types import DomainId, EvolutionId
-
-EVOLVE_TASK: Final = "evolver.evolve"
 
 
 class EvolutionQueue(Protocol):

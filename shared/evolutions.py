@@ -18,6 +18,8 @@ from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId
 
+EVOLVE_TASK: Final = "evolver.evolve"
+"""Arguments: evolution_id, domain. Whoever creates an evolution sends this; the tick does it for those who did not."""
 KEPT = 1000
 SENDING_S: Final = 60
 """More than the broker is waited for. Where the sender has died, another message may be sent after that."""
@@ -66,6 +68,18 @@ return 'ok'
 """
 
 _ID = re.compile(rf"({DOMAIN_PATTERN})-e\d{{6,}}", re.ASCII)
+
+
+def refusal_by_route(challenger: str | None, paused: bool, *, force: bool) -> str | None:
+    """Why a domain's route lets no evolution start that somebody asks for; None where it does.
+
+    Nothing starts while a challenger is on trial: its window would be learned twice. A pause yields to `force`.
+    """
+    if challenger is not None:
+        return f"challenger {challenger} is on trial; promote it or end its route first"
+    if paused and not force:
+        return "evolutions of this domain are paused; `force` overrides"
+    return None
 
 
 class EvolutionStatus(StrEnum):

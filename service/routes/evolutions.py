@@ -13,7 +13,7 @@ from service.deps import DomainQuery, Services, ServicesDep, requires
 from service.problems import responses
 from service.schemas.evolutions import DeadLettersAnswer, EvolutionsAnswer, EvolveAnswer, EvolveRequest
 from shared.errors import Conflict, Unavailable
-from shared.evolutions import Evolution, EvolutionStatus
+from shared.evolutions import Evolution, EvolutionStatus, refusal_by_route
 from shared.types import DomainId
 
 router = APIRouter(prefix="/admin", tags=["evolutions"], dependencies=[Depends(requires(Scope.admin))])
@@ -43,10 +43,9 @@ async def _enqueue(services: Services, evolution: Evolution) -> None:
 
 async def _refuse_where_it_cannot_start(services: Services, domain: DomainId, *, force: bool) -> None:
     route = await services.registry.route(domain)
-    if route.challenger is not None:
-        raise Conflict(f"challenger {route.challenger} is on trial; promote it or end its route first")
-    if route.paused and not force:
-        raise Conflict(f"evolutions of domain {domain!r} are paused; `force` overrides")
+    refusal = refusal_by_route(route.challenger, route.paused, force=force)
+    if refusal is not None:
+        raise Conflict(refusal)
 
 
 @router.get("/evolutions", responses=responses(401, 403, 404, 422, 503))

@@ -24,7 +24,7 @@ from evolver.worker import create_app
 from service.engine import engine_arguments
 from shared.config import Settings
 from shared.embedded_redis import broker_url
-from shared.evolutions import EvolutionStatus
+from shared.evolutions import EVOLVE_TASK, EvolutionStatus
 from tests.conftest import make_settings
 from tests.faults.conftest import Tell
 from tests.integration.evolver_support import DOMAIN, WorkerProcess, fill, finished, until
@@ -150,7 +150,7 @@ def plant(settings: Settings, kind: str, crater: Path) -> None:
     """A poisoned message in the worker's queue, as somebody with access to the broker could put it."""
     app = Celery("attacker", broker=broker_url(settings), set_as_current=False)
     app.conf.update(task_serializer="pickle", accept_content=["pickle"])
-    task = tasks.UPKEEP_TASK if kind == "upkeep of another shape" else tasks.EVOLVE_TASK
+    task = tasks.UPKEEP_TASK if kind == "upkeep of another shape" else EVOLVE_TASK
     app.send_task(task, args=[Bomb(crater), DOMAIN], retry=False)
     app.close()
     if kind == "pickle":
