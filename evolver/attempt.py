@@ -14,9 +14,9 @@ import structlog
 
 from evolver import publish, trigger, window
 from evolver.backend import Backend
-from evolver.inputs import ParentVersion, Pipeline, PipelineResult, PoisonUser, Progress
+from evolver.inputs import ParentVersion, Pipeline, PipelineResult, PoisonUser
 from evolver.lease import Lease
-from evolver.monitor import Monitor, ignore, never
+from evolver.monitor import Monitor, never
 from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
@@ -40,7 +40,6 @@ class Surroundings:
     """What a run is given besides its data; the tests put a fast pipeline here."""
 
     pipeline: Pipeline | None = None
-    on_progress: Progress = ignore
     interrupted: Callable[[], bool] = never
 
 

@@ -6,9 +6,7 @@ An attempt may die at any point. Nothing it did is visible before the registry's
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
-from typing import Final
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -18,9 +16,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from evolver import lease, publish, upkeep
 from evolver.attempt import Run, Surroundings, clear_work
 from evolver.backend import Backend, open_backend
-from evolver.inputs import Cancelled, Pipeline, Progress
+from evolver.inputs import Cancelled
 from evolver.lease import Lease, LeaseHeld
-from evolver.monitor import Monitor, StopReason, ignore
+from evolver.monitor import Monitor, StopReason
 from shared.config import Settings
 from shared.errors import EvolutionEnded, EvorecError, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
@@ -28,30 +26,6 @@ from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
-
-_IN_PROCESS: Final = "in-process"
-
-
-async def evolve_once(
-    settings: Settings,
-    domain: DomainId,
-    *,
-    force: bool = False,
-    dry_run: bool = False,
-    on_progress: Progress = ignore,
-    pipeline: Pipeline | None = None,
-) -> Evolution:
-    """Run one evolution in this process, without a worker; the finished record (look at `status` and `error`).
-
-    Raises `LeaseHeld` or `EvolutionRunning` while another run of the domain is on.
-    """
-    surroundings = Surroundings(pipeline=pipeline, on_progress=on_progress)
-    async with open_backend(settings) as backend, lease.hold(
-        backend.redis, domain, _IN_PROCESS, settings.lease_s
-    ) as held:  # fmt: skip
-        # The lease comes first: a worker's tick takes an evolution without one for abandoned.
-        evolution = await backend.evolutions.create(domain, force=force, dry_run=dry_run)
-        return await _attempt_with_upkeep(backend, evolution, held, surroundings)
 
 
 async def evolve(
@@ -110,19 +84,12 @@ async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surro
 
     LeaseLost when that is no longer ours to write, EvolutionEnded when somebody else has ended it.
     """
-    monitor = Monitor(
-        backend, evolution, held, interrupted=surroundings.interrupted, on_progress=surroundings.on_progress
-    )
+    monitor = Monitor(backend, evolution, held, interrupted=surroundings.interrupted)
     try:
         async with monitor.watching():
             return await Run(backend, monitor, held, surroundings).execute()
     except Cancelled:
         return await _stopped(backend, monitor)
-    except asyncio.CancelledError:
-        # Ctrl-C in a command: the pipeline's thread must end, or the interpreter would wait for it.
-        monitor.stop(StopReason.cancelled)
-        await _interrupted(backend, monitor)
-        raise
     except (LeaseLost, EvolutionEnded):
         raise
     except (RedisConnectionError, RedisTimeoutError):
@@ -132,16 +99,6 @@ async def _to_its_end(backend: Backend, evolution: Evolution, held: Lease, surro
     except Exception as error:
         log.exception("evolution_failed", evolution=evolution.id, domain=evolution.domain)
         return await monitor.finish(EvolutionStatus.failed, error=describe(error, monitor.evolution.stage))
-
-
-async def _interrupted(backend: Backend, monitor: Monitor) -> Evolution:
-    """The end of an attempt that was cut off anywhere, the moment after its publication included."""
-    versions = await backend.registry.versions(monitor.evolution.domain)
-    made = next((known.name for known in versions if known.evolution_id == monitor.evolution.id), None)
-    if made is not None:
-        message = "interrupted after its version had been published"
-        return await monitor.finish(EvolutionStatus.published, adapter=made, message=message)
-    return await monitor.finish(EvolutionStatus.cancelled, message="interrupted before its end; nothing was published")
 
 
 async def _stopped(backend: Backend, monitor: Monitor) -> Evolution:

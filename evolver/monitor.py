@@ -13,7 +13,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from evolver.backend import Backend
-from evolver.inputs import Cancelled, Progress
+from evolver.inputs import Cancelled
 from evolver.lease import Lease, end_of
 from shared.errors import EvolutionEnded, EvorecError, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
@@ -50,10 +50,6 @@ def never() -> bool:
     return False
 
 
-def ignore(stage: str, share: float) -> None:
-    """Nobody watches the progress."""
-
-
 class Monitor:
     """Writes progress to the evolution's record (throttled) and tells the pipeline's thread when to stop.
 
@@ -67,14 +63,12 @@ class Monitor:
         lease: Lease,
         *,
         interrupted: Callable[[], bool] = never,
-        on_progress: Progress = ignore,
         max_run_s: float = MAX_RUN_S,
     ) -> None:
         self.evolution = evolution
         self._backend = backend
         self._lease = lease
         self._interrupted = interrupted
-        self._on_progress = on_progress
         self._deadline = time.monotonic() + max_run_s
         self._stop: StopReason | None = None
         self._reported = (evolution.stage, evolution.progress)
@@ -85,7 +79,6 @@ class Monitor:
         start, length = STAGES.get(stage, (0.0, 0.0))
         done = round(start + length * min(max(share, 0.0), 1.0), 4)
         self._reported = (stage, max(done, self._reported[1]))
-        self._on_progress(stage, share)
 
     def stop(self, reason: StopReason) -> None:
         """Ask the run to end; the first reason counts."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from evolver.evolve import evolve_once
 from evolver.upkeep import upkeep
 from evolver.window import load_window
 from shared.archive_files import ArchiveFiles
@@ -25,8 +24,7 @@ from shared.registry import CHAMPION
 from shared.types import Interaction, StreamPositions, UserId, order_of
 from tests.faults.conftest import Tell
 from tests.faults.lost_support import N_USERS, SHOP, DoomedRedis, Shop
-from tests.integration.evolver_support import base_model_stub
-from tests.integration.fake_pipeline import FakePipeline
+from tests.integration.evolver_support import base_model_stub, run
 from tests.service_support import ITEMS as SERVED
 from tests.service_support import serving
 from tests.tiny_base import write_base
@@ -70,9 +68,9 @@ async def test_everything_archived_comes_back(
         for _ in range(losses):
             for _ in range(8 if full else 3):
                 await shop.append(400 if full else 300)  # histories stay below their cap
-                run = await evolve_once(redis.settings, SHOP, pipeline=FakePipeline(), force=True)
-                assert (run.status, run.adapter in known) == (EvolutionStatus.published, False)
-                known[str(run.adapter)] += 1
+                evolution = await run(backend, force=True)
+                assert (evolution.status, evolution.adapter in known) == (EvolutionStatus.published, False)
+                known[str(evolution.adapter)] += 1
             await backend.registry.rollback(SHOP)
             await backend.registry.set_paused(SHOP, True)
             versions, aliases = await backend.registry.versions(SHOP), await shop.aliases()

@@ -18,7 +18,7 @@ import psutil
 from deploy.health import check_worker
 from evolver.attempt import Surroundings
 from evolver.backend import Backend
-from evolver.evolve import evolve, evolve_once
+from evolver.evolve import evolve
 from evolver.inputs import Pipeline
 from shared.config import Settings
 from shared.errors import Unavailable
@@ -56,10 +56,8 @@ async def fill(
 async def run(
     backend: Backend, pipeline: Pipeline | None = None, *, force: bool = False, dry_run: bool = False
 ) -> Evolution:
-    """One evolution in this process, as the command does it."""
-    return await evolve_once(
-        backend.settings, DOMAIN, pipeline=pipeline or FakePipeline(), force=force, dry_run=dry_run
-    )
+    """One evolution in this process, from its creation to its end."""
+    return await deliver(backend, await backend.evolutions.create(DOMAIN, force, dry_run), pipeline)
 
 
 async def deliver(backend: Backend, evolution: Evolution, pipeline: Pipeline | None = None) -> Evolution:

@@ -9,18 +9,16 @@ import socket
 import httpx
 
 from evolver.backend import Backend
-from evolver.evolve import evolve_once
 from evolver.figures import Figures
 from shared.dead_letters import DeadLetter
-from tests.integration.evolver_support import DOMAIN, USERS, fill
-from tests.integration.fake_pipeline import FakePipeline
+from tests.integration.evolver_support import DOMAIN, USERS, fill, run
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
 
 async def test_it_tells_of_runs_and_of_the_champion(backend: Backend) -> None:
     await fill(backend)
-    await evolve_once(backend.settings, DOMAIN, pipeline=FakePipeline())
+    await run(backend)
     await fill(backend, USERS[:2], start=9_000.0)
     await backend.dead_letters.add(DOMAIN, DeadLetter(reason="test", user_id="u"))
     with socket.socket() as free:

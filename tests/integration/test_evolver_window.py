@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 
 from evolver.backend import Backend
-from evolver.evolve import evolve_once
 from evolver.splits import decayed_popularity
 from evolver.window import load_window
 from shared.panel import in_panel
@@ -15,14 +14,13 @@ from shared.popularity import shares_of
 from shared.restore import Restorer
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, StreamPositions
-from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill
-from tests.integration.fake_pipeline import FakePipeline
+from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill, run
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
 
 async def bootstrap(backend: Backend) -> None:
-    evolution = await evolve_once(backend.settings, DOMAIN, pipeline=FakePipeline())
+    evolution = await run(backend)
     assert evolution.adapter, evolution
 
 
