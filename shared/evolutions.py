@@ -197,7 +197,10 @@ class EvolutionStore:
 
     async def request_cancel(self, evolution_id: str) -> None:
         """Asks the run to stop; NotFound for an unknown id, EvolutionEnded where it has ended."""
-        _check(await self._cancel(keys=_keys(_domain_of(evolution_id)), args=[evolution_id]), evolution_id)
+        domain = _domain_of(evolution_id)
+        _check(await self._cancel(keys=_keys(domain), args=[evolution_id]), evolution_id)
+        # Should the broker have lost the message: a worker ends one that is queued, with the next message.
+        await self.taken(EvolutionId(evolution_id), domain)
 
     async def cancel_requested(self, evolution_id: str) -> bool:
         keys = DomainKeys(_domain_of(evolution_id))
