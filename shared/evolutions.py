@@ -23,9 +23,9 @@ EVOLVE_TASK: Final = "evolver.evolve"
 KEPT = 1000
 SENDING_S: Final = 60
 """More than the broker is waited for. Where the sender has died, another message may be sent after that."""
-WAITING_S: Final = 6 * 3600
-"""How long a message counts as waiting: as long as the run that it may wait behind, or it would only pile up. One that
-the broker has lost is replaced after that."""
+WAITING_S: Final = 3600
+"""How long a message counts as waiting. One that the broker has lost is replaced after that, and one that waits behind
+long runs has another beside it for each such time."""
 
 # KEYS: active, evolutions, order, cancel requests.  ARGV: id, record, kept.  -> id of the active evolution
 # Creating the same id twice (a retry of the client) does nothing the second time.
