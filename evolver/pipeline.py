@@ -6,6 +6,7 @@ trains on all layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from evolver.evaluate import gain, paired_interval
@@ -14,7 +15,7 @@ from evolver.learning import Learner
 from evolver.lora import TARGET_MODULES
 from evolver.recipe import BOOTSTRAP, EVOREC
 from evolver.scoring import POPULARITY_ONLY, UNIFORM, WEIGHTED, Report, Version, evaluate_version, make_cases
-from evolver.splits import split
+from evolver.splits import Target, split
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
 from shared.config import Settings
@@ -75,7 +76,7 @@ class _Run:
             target_modules=TARGET_MODULES,
             blend=weights,
             metrics={"before": before.metrics, "after": after.metrics},
-            gate=self._gate(before, after),
+            gate=gate(self._split.panel, before, after, seed=self._inputs.seed),
             stage_seconds=stages.seconds,
             train_examples=lesson.updated.trained_prompts,
         )
@@ -93,18 +94,17 @@ class _Run:
             on_batch=self._stages.report,
         )
 
-    def _gate(self, before: Report, after: Report) -> Gate:
-        """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate
-        set.
-        """
-        reasons = []
-        for name in (UNIFORM, WEIGHTED):
-            for group, wanted in (("U_A", True), ("U_I", False)):
-                users = [target.user_id for target in self._split.panel if target.active is wanted]
-                old, new = ([gain(report.ranks[name][user], 3) for user in users] for report in (before, after))
-                low, high = paired_interval(old, new, seed=self._inputs.seed)
-                if high < 0:
-                    reasons.append(
-                        f"{name}ndcg@3 of {group} fell by {-high:.3f} to {-low:.3f} (95 % interval, {len(users)} users)"
-                    )
-        return Gate(passed=not reasons, reasons=tuple(reasons))
+
+def gate(panel: Sequence[Target], before: Report, after: Report, *, seed: int) -> Gate:
+    """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate set."""
+    reasons = []
+    for name in (UNIFORM, WEIGHTED):
+        for group, wanted in (("U_A", True), ("U_I", False)):
+            users = [target.user_id for target in panel if target.active is wanted]
+            old, new = ([gain(report.ranks[name][user], 3) for user in users] for report in (before, after))
+            low, high = paired_interval(old, new, seed=seed)
+            if high < 0:
+                reasons.append(
+                    f"{name}ndcg@3 of {group} fell by {-high:.3f} to {-low:.3f} (95 % interval, {len(users)} users)"
+                )
+    return Gate(passed=not reasons, reasons=tuple(reasons))

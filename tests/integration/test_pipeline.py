@@ -25,6 +25,7 @@ from evolver.update import Labelled, UpdateConfig, update
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
 from shared.prompt import PromptBuilder
+from shared.ranking import BlendWeights
 from shared.retriever import Retriever
 from shared.types import Interaction, UserId
 from tests.factories import manifest
@@ -217,6 +218,20 @@ def test_a_zero_update_gives_identical_files(line: Line, tmp_path: Path) -> None
     _run(_evolution_inputs(line.store), parent, tmp_path / "same", learning_rate=0.0, max_train_examples=4)
     old, new = (load_file(folder / "adapter_model.safetensors") for folder in (line.first, tmp_path / "same"))
     assert all(old[name].numpy().tobytes() == new[name].numpy().tobytes() for name in old)
+
+
+def test_a_version_that_ranks_clearly_worse_than_its_parent_fails_the_gate(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ranks last what the LLM, which stays the parent's, calls likely."""
+    monkeypatch.setattr("evolver.learning.choose_blend", lambda scored: BlendWeights(llm=-1.0))
+    parent = ParentVersion(line.first, manifest(blend=BlendWeights(llm=1.0)))
+    inputs = _evolution_inputs(line.store)
+    inputs = replace(inputs, panel=frozenset(sorted(inputs.histories)[::2]))  # more of them leave less to chance
+    changes = {"learning_rate": 0.0, "max_train_examples": 4, "max_evaluated_users": 60}
+    result = _run(inputs, parent, tmp_path / "v2", **changes)
+    assert not result.gate.passed
+    assert any(reason.startswith("ndcg@3 of U_I fell by ") for reason in result.gate.reasons)
 
 
 def test_a_cancelled_run_raises_and_writes_nothing(line: Line, tmp_path: Path) -> None:
