@@ -23,6 +23,7 @@ from transformers import (
 from evolver import attention
 from evolver.attention import blockwise_attention
 from evolver.batches import BatchOf, collate, label_logprobs, score_prompts
+from evolver.locate import Location, locate, located, mean_outputs
 from evolver.lora import lora_state, train_only
 from evolver.lower_blocks import LowerBlocks, batches_for
 from evolver.trunk import decoder_layers, has_parts
@@ -72,6 +73,39 @@ def test_scores_are_those_of_the_whole_pass(name: str) -> None:
             expected = whole_logprobs(model, prompt)
         torch.testing.assert_close(torch.tensor(scores), expected, rtol=1e-4, atol=1e-4)
         assert np.argsort(scores).tolist() == expected.argsort().tolist()
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_mean_outputs_are_those_of_the_blocks_and_padding_has_no_part_in_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = make_model(name), make_prompts(6)
+    trunk = model.get_base_model().model
+    with torch.no_grad():
+        together = mean_outputs(model, collate(prompts))
+        alone = torch.cat([mean_outputs(model, collate([prompt])) for prompt in prompts])
+        monkeypatch.setattr(trunk, "norm", nn.Identity())  # the last of transformers' hidden states is normalised
+        for found, prompt in zip(alone, prompts, strict=True):
+            states = trunk(torch.tensor([prompt.token_ids]), output_hidden_states=True).hidden_states
+            torch.testing.assert_close(found, torch.cat(states[1:]).mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_locate_compares_each_users_mean_outputs_before_and_after() -> None:
+    model, old, new = make_model(), make_prompts(12), make_prompts(12, seed=1)
+    seen = []
+
+    def rule(similarity: Tensor) -> Location:
+        seen.append(similarity)
+        return located(similarity)
+
+    locate(model, old, new, rule=rule)
+    with torch.no_grad():
+        expected = [
+            torch.cosine_similarity(*(mean_outputs(model, collate([prompt]))[0] for prompt in pair), dim=-1)
+            for pair in zip(old, new, strict=True)
+        ]
+    torch.testing.assert_close(seen, [torch.stack(expected)], rtol=1e-4, atol=1e-4)
 
 
 # Layers that attend to a window, or bend their logits, go on as they did.
