@@ -145,6 +145,7 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
     asked = {user for user, _, _ in played.seen[name].asked}
     assert bool(asked) is (name != "frozen")
     assert not asked & played.inputs.panel
+    assert not any(users & played.inputs.panel for _, users in played.seen[name].fitted)
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:
