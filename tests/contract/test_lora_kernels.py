@@ -119,7 +119,13 @@ def test_mixed_batches_equal_peft(models: Models, dtype: str) -> None:
         worst: dict[int | None, float] = {}
         for (ids, adapter), answer in zip(asked["prompts"], answers, strict=True):
             expected = models.logprobs([*ids, *answer["tokens"]], adapter)
-            compared = [*_decoded(answer, expected, len(ids)), *_of_prompt(answer, expected)]
+            if "logprob_token_ids" in asked["sampling"]:
+                compared = _decoded(answer, expected, len(ids))
+                assert compared
+            else:
+                compared = _of_prompt(answer, expected)
+                assert len(compared) == len(ids) - 1
+            assert all(math.isfinite(mine) for mine, _ in compared)  # the larger of 0 and NaN is 0
             worst[adapter] = max([worst.get(adapter, 0.0), *(abs(mine - theirs) for mine, theirs in compared)])
         sys.stdout.write(f"{dtype}: largest difference in log-probability, by adapter: {worst}\n")
         assert worst.keys() == {None, *range(len(RANKS))}
@@ -127,12 +133,11 @@ def test_mixed_batches_equal_peft(models: Models, dtype: str) -> None:
 
 
 def _decoded(answer: dict[str, Any], expected: list[list[float]], start: int) -> list[tuple[float, float]]:
-    """(served, expected) of each generated token's log-probabilities."""
+    """(served, expected) of the labels and of the token that was generated, at each step."""
     return [
-        (value, expected[start - 1 + step][int(token)])
-        for step, entry in enumerate(answer["logprobs"] or [])
-        for token, value in entry.items()
-        if math.isfinite(value)
+        (entry[str(token)], expected[start - 1 + step][token])
+        for step, (entry, generated) in enumerate(zip(answer["logprobs"], answer["tokens"], strict=True))
+        for token in {*LABELS, generated}
     ]
 
 
