@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 
@@ -64,16 +66,39 @@ def test_what_a_drift_made_outdated_is_found_on_a_generated_store() -> None:
     assert precision > 1.3 * base_rate
 
 
-def test_precision_and_recall_are_those_of_the_sets_that_a_threshold_gives() -> None:
+def test_precision_and_recall_are_those_of_the_sets_that_a_threshold_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, tuple[set[str], set[str]]] = {}
+    store = make_store(31, n_users=60, n_items=100, n_categories=8)
+    events: dict[UserId, list[str]] = {}
+    for event in (*store.first_period, *store.second_period):
+        events.setdefault(event.user_id, []).append(event.event_id)
+
+    def asked(
+        model: Retriever, items: Sequence[Item], current: Mapping[UserId, CurrentSequence], *, threshold: float
+    ) -> Mapping[UserId, frozenset[int]]:
+        gone = outdated(model, items, current, threshold=threshold)
+        seen[f"{threshold:g}"] = (
+            {events[user][place] for user, sequence in current.items() for place in sequence.considered},
+            {events[user][place] for user, places in gone.items() for place in places},
+        )
+        return gone
+
+    monkeypatch.setattr("evolver.bench.known_truth.outdated", asked)
     settings = Settings(_env_file=None, retriever_epochs=3, retriever_window_epochs=1)
-    found = on_store(make_store(31, n_users=60, n_items=100, n_categories=8), settings, seed=0)
+    found = on_store(store, settings, seed=0)
     rates = [one["base_rate"] for one in found.values()]
     assert len(set(rates)) == 1
     shares = [found[threshold]["forgotten_share"] for threshold in sorted(found, key=float)]
     assert shares == sorted(shares)
     assert shares[-1] > 0
-    for one in found.values():
-        # right = precision * forgotten = recall * true, both as shares of all that was considered
-        assert one["precision"] * one["forgotten_share"] == pytest.approx(one["recall"] * one["base_rate"])
+    for threshold, one in found.items():
+        considered, forgotten = seen[threshold]
+        true = considered & store.outdated
+        assert one["precision"] == len(forgotten & true) / max(1, len(forgotten))
+        assert one["recall"] == len(forgotten & true) / len(true)
+        assert one["base_rate"] == len(true) / len(considered)
+        assert one["forgotten_share"] == len(forgotten) / len(considered)
+    assert 0 < found["0.5"]["precision"] < 1
+    assert 0 < found["0.5"]["recall"] < 1
     results = {"format": FORMAT, "command": "c", "threshold": -0.5, "seeds": [0], "stores": [found]}
     assert any(line.startswith("| -0.5 (used) |") for line in section(results))
