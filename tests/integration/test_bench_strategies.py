@@ -113,6 +113,7 @@ def test_locating_rules_differ_in_what_they_make_of_the_same_similarities(played
 def test_where_training_starts(played: Round, name: str) -> None:
     """A fresh LoRA's B is zero; the bootstrap's is not."""
     start = played.seen[name].start
+    assert start
     parent = {key.replace(".weight", ".default.weight"): value for key, value in played.adapter("bootstrap").items()}
     assert any(value.any() for key, value in parent.items() if "lora_B" in key)
     if name in FRESH:
