@@ -19,6 +19,11 @@ from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill, run
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
 
+def changed(backend: Backend, **settings: object) -> Backend:
+    """The same stores under other settings."""
+    return Backend.over(backend.redis, backend.settings.model_copy(update=settings))
+
+
 async def bootstrap(backend: Backend) -> None:
     evolution = await run(backend)
     assert evolution.adapter, evolution
@@ -43,7 +48,7 @@ async def test_bootstrap_reads_everything(backend: Backend) -> None:
 
 async def test_popularity_is_of_the_whole_domain(backend: Backend) -> None:
     """Of users, too, whose histories a window does not read."""
-    small = Backend.over(backend.redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    small = changed(backend, max_evaluated_users=1)
     await fill(small)
     everything = (await load_window(small, DOMAIN, seed=0)).inputs
     await bootstrap(small)
@@ -52,12 +57,17 @@ async def test_popularity_is_of_the_whole_domain(backend: Backend) -> None:
     assert later.popularity == everything.popularity
 
 
-async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the_others(backend: Backend) -> None:
-    await fill(backend)
+@pytest.mark.parametrize("positive", ["purchase", "click"])
+async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the_others(
+    backend: Backend, positive: str
+) -> None:
+    # Of the others so few that no active user is read by chance alone.
+    backend = changed(backend, positive_events=frozenset({positive}), max_evaluated_users=1)
+    await fill(backend, event_type=positive)
     await bootstrap(backend)
     champion_end = await backend.registry.watermark(DOMAIN)
     active = USERS[:5]
-    accepted = await fill(backend, active, start=2_000.0)
+    accepted = await fill(backend, active, start=2_000.0, event_type=positive)
 
     window = await load_window(backend, DOMAIN, seed=0)
 
@@ -73,7 +83,7 @@ async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the
 
 async def test_a_window_knows_everybody_who_was_not_erased(backend: Backend) -> None:
     """Those too of whom it reads no history; nobody can be told to be gone while the archive alone has some."""
-    small = Backend.over(backend.redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    small = changed(backend, max_evaluated_users=1)
     await fill(small)
     await bootstrap(small)
     await small.archive.extend(DOMAIN, await small.registry.versions(DOMAIN))
@@ -87,17 +97,19 @@ async def test_a_window_knows_everybody_who_was_not_erased(backend: Backend) -> 
     assert (await load_window(small, DOMAIN, seed=0)).inputs.known is None
 
 
-async def test_events_that_teach_nothing_are_left_out(backend: Backend) -> None:
-    """Views are not learned from; an item that left the catalog has no title to learn with."""
-    await fill(backend, USERS[:3])
-    await fill(backend, USERS[3:6], event_type="view")
+@pytest.mark.parametrize(("positive", "other"), [("purchase", "view"), ("click", "purchase")])
+async def test_events_that_teach_nothing_are_left_out(backend: Backend, positive: str, other: str) -> None:
+    """Only positive events are learned from; an item that left the catalog has no title to learn with."""
+    backend = changed(backend, positive_events=frozenset({positive}))
+    await fill(backend, USERS[:3], event_type=positive)
+    await fill(backend, USERS[3:6], event_type=other)
     await backend.catalog.delete(DOMAIN, ITEMS[0].item_id)
 
     window = await load_window(backend, DOMAIN, seed=0)
 
     assert set(window.inputs.histories) == set(USERS[:3])
     events = [event for history in window.inputs.histories.values() for event in history]
-    assert {event.event_type for event in events} == {"purchase"}
+    assert {event.event_type for event in events} == {positive}
     assert ITEMS[0].item_id not in {event.item_id for event in events}
 
 

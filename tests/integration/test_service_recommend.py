@@ -96,15 +96,22 @@ async def test_an_interaction_changes_the_very_next_prompt(running: Running) -> 
     assert not {"i3", "i4"} & set(ids(answer))
 
 
-async def test_events_that_are_not_positive_stay_out_of_the_prompt_but_count_as_seen(running: Running) -> None:
-    await version_serves(running)
-    await buy(running, "ann", "i3")
-    await running.recommend(user_id="ann", history=None, candidates=["i7", "i8"])
-    before = running.engines.last.calls[-1][1]
-    await buy(running, "ann", "i4", event_type="view")
-    await running.recommend(user_id="ann", history=None, candidates=["i7", "i8"])
-    assert running.engines.last.calls[-1][1] == before
-    assert "i4" not in ids(await running.recommend(user_id="ann", history=None, count=100))
+@pytest.mark.parametrize(("positive", "other"), [("purchase", "view"), ("click", "purchase")])
+async def test_events_that_are_not_positive_stay_out_of_the_prompt_but_count_as_seen(
+    service_settings: Settings, redis: Redis, shop: str, positive: str, other: str
+) -> None:
+    settings = service_settings.model_copy(update={"positive_events": frozenset({positive})})
+    async with serving(settings, redis) as running:
+        await version_serves(running)
+        await buy(running, "ann", "i3", event_type=positive)
+        await running.recommend(user_id="ann", history=None, candidates=["i7", "i8"])
+        before = running.engines.last.calls[-1][1]
+        await running.recommend(history=["i3"], user_id="ann", candidates=["i7", "i8"])
+        assert running.engines.last.calls[-1][1] == before
+        await buy(running, "ann", "i4", event_type=other)
+        await running.recommend(user_id="ann", history=None, candidates=["i7", "i8"])
+        assert running.engines.last.calls[-1][1] == before
+        assert "i4" not in ids(await running.recommend(user_id="ann", history=None, count=100))
 
 
 async def test_what_a_version_forgot_leaves_the_prompt_but_is_still_seen(running: Running) -> None:

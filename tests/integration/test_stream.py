@@ -176,11 +176,15 @@ async def test_a_bad_event_stops_the_script_before_its_first_write(
     assert await redis.dbsize() == 0
 
 
-async def test_only_positive_events_count_as_popular(redis: Redis, redis_settings: Settings) -> None:
-    await InteractionLog(redis, redis_settings).append(
+@pytest.mark.parametrize(("positive", "popular"), [("purchase", "bought"), ("click", "looked at")])
+async def test_only_positive_events_count_as_popular(
+    redis: Redis, redis_settings: Settings, positive: str, popular: str
+) -> None:
+    settings = redis_settings.model_copy(update={"positive_events": frozenset({positive})})
+    await InteractionLog(redis, settings).append(
         BEAUTY, [interaction("u1", "bought"), interaction("u2", "looked at", event_type="click")]
     )
-    assert await PopularityStore(redis, redis_settings).counted(BEAUTY) == {"bought": 1.0}
+    assert await PopularityStore(redis, settings).counted(BEAUTY) == {popular: 1.0}
 
 
 GARBAGE: list[dict[str, str | bytes]] = [

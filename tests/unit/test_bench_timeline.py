@@ -54,6 +54,15 @@ def test_the_past_is_70_percent_and_windows_follow_it_without_gap_or_overlap(tim
         assert {event.event_id for event in _events(window.inputs)} == seen
 
 
+def test_positive_events_alone_are_in_the_timeline() -> None:
+    clicks = [replace(event, event_type="click") for event in make_interactions()]
+    bought = replace(clicks[0], event_type="purchase")
+    settings = SETTINGS.model_copy(update={"positive_events": frozenset({"click"})})
+    timeline = make_timeline(make_items(), [bought, *clicks], settings, seed=0)
+    assert len(timeline.events) == len(clicks)
+    assert {event.event_type for event in timeline.events} == {"click"}
+
+
 def test_what_a_base_may_see_is_in_no_seeds_window() -> None:
     # Ten days' events have one timestamp, so that the cut falls among ties.
     events = [replace(event, timestamp=event.timestamp // (10 * DAY) * 10 * DAY) for event in make_interactions()]
