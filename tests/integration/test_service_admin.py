@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from service.app import create_app
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters
 from shared.errors import Unavailable
@@ -21,22 +22,29 @@ from tests.service_support import SHOP, Running, serving
 pytest_plugins = ["tests.service_fixtures"]
 
 KEYS = ("reader:recommend", "writer:ingest", "boss:admin")
+IDS = {"item_id": "i1", "user_id": "u", "evolution_id": "e", "name": "shop-v000001"}
 # Who may: method, path, body -> keys
 RIGHTS = [
     ("POST", "/recommend", {"user_id": "u"}, {"reader", "boss"}),
     ("POST", "/interactions", {"interactions": [{}]}, {"writer", "boss"}),
     ("PUT", "/items", {"items": [{"item_id": "i1", "title": "x"}]}, {"writer", "boss"}),
     ("PUT", "/items", {"domain": "fresh", "items": [{"item_id": "i1", "title": "x"}]}, {"boss"}),
-    ("GET", "/items/i1", None, {"reader", "writer", "boss"}),
-    ("GET", "/users/u/history", None, {"writer", "boss"}),
-    ("DELETE", "/users/u", None, {"boss"}),
+    ("GET", "/items/{item_id}", None, {"reader", "writer", "boss"}),
+    ("DELETE", "/items/{item_id}", None, {"writer", "boss"}),
+    ("GET", "/users/{user_id}/history", None, {"writer", "boss"}),
+    ("DELETE", "/users/{user_id}", None, {"boss"}),
     ("POST", "/admin/evolve", {}, {"boss"}),
     ("GET", "/admin/evolutions", None, {"boss"}),
+    ("GET", "/admin/evolutions/{evolution_id}", None, {"boss"}),
+    ("DELETE", "/admin/evolutions/{evolution_id}", None, {"boss"}),
     ("GET", "/admin/adapters", None, {"boss"}),
+    ("POST", "/admin/adapters/{name}/promote", None, {"boss"}),
+    ("GET", "/admin/audit", None, {"boss"}),
     ("GET", "/admin/dead-letters?domain=shop", None, {"boss"}),
     ("POST", "/admin/rollback", {}, {"boss"}),
     ("PUT", "/admin/routes", {"paused": False}, {"boss"}),
     ("GET", "/health/live", None, {"", "nobody", "reader", "writer", "boss"}),
+    ("GET", "/health/ready", None, {"", "nobody", "reader", "writer", "boss"}),
     ("GET", "/metrics", None, {"", "nobody", "reader", "writer", "boss"}),
 ]
 
@@ -53,7 +61,7 @@ async def test_every_call_needs_its_scope(guarded: Running) -> None:
     for method, path, body, allowed in RIGHTS:
         for key in ("", "nobody", "reader", "writer", "boss"):
             headers = {"X-API-Key": key} if key else {}
-            answer = await guarded.http.request(method, path, json=body, headers=headers)
+            answer = await guarded.http.request(method, path.format(**IDS), json=body, headers=headers)
             if key in allowed:
                 assert answer.status_code not in (401, 403), (method, path, key, answer.text)
             else:
@@ -61,6 +69,12 @@ async def test_every_call_needs_its_scope(guarded: Running) -> None:
                 assert answer.status_code == expected, (method, path, key, answer.text)
                 assert answer.headers["content-type"] == "application/problem+json"
     assert "X-API-Key" in (await guarded.http.get("/admin/adapters")).headers["WWW-Authenticate"]
+
+
+def test_there_is_no_call_whose_scope_is_not_tested(settings: Settings) -> None:
+    paths = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})).openapi()["paths"]
+    calls = {(method.upper(), path) for path, operations in paths.items() for method in operations}
+    assert {(method, path.partition("?")[0]) for method, path, _, _ in RIGHTS} == calls
 
 
 async def test_without_keys_a_proxied_caller_is_turned_away(running: Running) -> None:
