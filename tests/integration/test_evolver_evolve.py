@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from evolver.inputs import (
     ShouldStop,
     working_on,
 )
+from evolver.trigger import tick
 from shared.config import Settings
 from shared.evolutions import EvolutionStatus
-from shared.types import AdapterName, UserId
+from shared.types import AdapterName, EvolutionId, UserId
 from tests.integration.evolver_support import DOMAIN, USERS, base_model_stub, fill, nothing_published, run
 from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
 
@@ -266,3 +268,14 @@ class Choking:
             with working_on(user):
                 assert 1 / (user not in self.on)
         return FakePipeline()(inputs, parent, out, settings, progress, should_stop)
+
+
+async def test_what_waits_too_long_starts_an_evolution_however_little_it_is(backend: Backend) -> None:
+    await fill(backend, USERS[:1])
+    enqueued: list[EvolutionId] = []
+
+    async def tick_in(seconds: float) -> list[EvolutionId]:
+        return await tick(backend, lambda evolution, _: enqueued.append(evolution), lambda: time.time() + seconds)
+
+    assert await tick_in(0) == enqueued == []
+    assert await tick_in(backend.settings.evolve_max_age_s) == enqueued == ["shop-e000001"]
