@@ -11,6 +11,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from service.ports import AdapterNotLoaded, EngineUnavailable
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.types import Item, ItemId, UserId
@@ -232,6 +233,27 @@ async def test_recommendations_go_on_while_an_artifact_store_stalls(running: Run
         await asyncio.gather(*stalled)
     assert (ranked["adapter"], ranked["degraded"]) == (name, False)
     assert popular["degraded"] == "no_history"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("a mistake"), "engine_failed"),
+        (AdapterNotLoaded("fell out of the engine"), "adapter_unavailable"),
+        (EngineUnavailable("has died"), "engine_unavailable"),
+    ],
+)
+async def test_whatever_the_engine_raises_costs_the_llms_ranking_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    async def fail(*_: object) -> list[float]:
+        raise error
+
+    name = await version_serves(running)
+    monkeypatch.setattr(running.engines.last, "rank", fail)
+    answer = await running.recommend(candidates=["i5", "i6"])
+    assert set(ids(answer)) == {"i5", "i6"}
+    assert (answer.json()["degraded"], answer.json()["adapter"]) == (reason, name)
 
 
 async def test_an_engine_that_dies_is_replaced_and_answers_go_on_meanwhile(running: Running) -> None:
