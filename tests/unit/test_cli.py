@@ -6,19 +6,21 @@ import errno
 import io
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from deploy.cli import main
+from deploy.cli import main, options
 from deploy.cli.following import EvolutionFailed, require_finished
 from deploy.cli.main import app
 from deploy.cli.output import print_error, print_json
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
-from deploy.client import DomainVersions
+from deploy.client import DomainVersions, ServiceClient
 from deploy.demo.report import taste
 from deploy.health import check_service
 from service.auth import KeyRing, Principal, Scope
@@ -44,6 +46,9 @@ EVOLUTION = Evolution(
     metrics=METRICS,
     gate=Gate(passed=False, reasons=("U_I lost 3 points",)),
 )
+
+
+NEW_YEAR = 1767225600.0  # 2026
 
 
 def rendered(renderable: object) -> str:
@@ -74,6 +79,100 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", ["pretrain", "bootstrap", "ingest", "bench"])
 def test_what_reads_interactions_says_that_parquet_is_read(command: str) -> None:
     assert ".parquet" in CliRunner().invoke(app, [command, "--help"]).output
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What the commands ask of a service that has one version: (call, body)."""
+    calls: list[tuple[str, Any]] = []
+    versions = [factories.manifest(1, domain=DomainId("shop")).model_dump(mode="json")]
+    answers: dict[str, object] = {
+        "PUT /items": {"upserted": 2, "rejected": []},
+        "POST /interactions": {"accepted": 1, "duplicates": 0, "rejected": []},
+        "PUT /admin/routes": {},
+        "POST /admin/evolve": {"evolution_id": EVOLUTION.id},
+        f"GET /admin/evolutions/{EVOLUTION.id}": EVOLUTION.model_dump(mode="json"),
+        "GET /admin/adapters": {
+            "domains": [{"domain": "shop", "aliases": {}, "paused": False, "versions": versions}],
+        },
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        calls.append((f"{request.method} {request.url.raw_path.decode()}", json.loads(request.content or "null")))
+        return httpx.Response(200, json=answers[f"{request.method} {request.url.path}"])
+
+    def client(_: str | None, key: str | None) -> ServiceClient:
+        return ServiceClient("http://service", key, transport=httpx.MockTransport(answer))
+
+    monkeypatch.setattr(options, "client", client)
+    return calls
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    """Two items, and an interaction on either side of new year."""
+    items, interactions = tmp_path / "items.jsonl", tmp_path / "interactions.csv"
+    items.write_text("\n".join(json.dumps({"item_id": item, "title": item}) for item in ("old", "new")))
+    interactions.write_text(f"user_id,item_id,timestamp\nu,old,{NEW_YEAR - 1}\nu,new,{NEW_YEAR}\n")
+    return str(items), str(interactions)
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def interactions_of(item: str, timestamp: float) -> tuple[str, Any]:
+    event = {"user_id": "u", "item_id": item, "timestamp": timestamp, "event_type": "purchase"}
+    return "POST /interactions", {"domain": "shop", "interactions": [event]}
+
+
+def evolve_asked(*, force: bool, dry_run: bool = False) -> list[tuple[str, Any]]:
+    started = ("POST /admin/evolve", {"domain": "shop", "force": force, "dry_run": dry_run})
+    return [started, (f"GET /admin/evolutions/{EVOLUTION.id}", None)]
+
+
+def test_bootstrap_learns_the_past_alone(asked: list[tuple[str, Any]], files: tuple[str, str]) -> None:
+    items, interactions = files
+    invoke("bootstrap", "--domain", "shop", "--items", items, "--interactions", interactions, "--until", "2026-01-01")
+    put, *rest = asked
+    assert (put[0], [item["item_id"] for item in put[1]["items"]]) == ("PUT /items", ["old", "new"])
+    assert rest == [
+        ("GET /admin/adapters?domain=shop", None),
+        ("PUT /admin/routes", {"domain": "shop", "paused": True}),
+        interactions_of("old", NEW_YEAR - 1),
+        ("PUT /admin/routes", {"domain": "shop", "paused": False}),
+        *evolve_asked(force=True),
+    ]
+
+
+def test_ingest_sends_what_came_since(asked: list[tuple[str, Any]], files: tuple[str, str]) -> None:
+    said = json.loads(invoke("ingest", "--domain", "shop", files[1], "--since", "2026-01-01", "--json"))
+    assert asked == [interactions_of("new", NEW_YEAR)]
+    assert (said["accepted"], said["outside"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "calls"),
+    [
+        ([], evolve_asked(force=False)),
+        (["--force"], evolve_asked(force=True)),
+        (["--dry-run"], evolve_asked(force=False, dry_run=True)),
+        (["--no-follow"], evolve_asked(force=False)[:1]),
+    ],
+)
+def test_evolve_asks_for_what_its_flags_say(
+    asked: list[tuple[str, Any]], flags: list[str], calls: list[tuple[str, Any]]
+) -> None:
+    assert EVOLUTION.id in invoke("evolve", "--domain", "shop", *flags)
+    assert asked == calls
+
+
+def test_adapters_shows_the_services_versions(asked: list[tuple[str, Any]]) -> None:
+    [shop] = json.loads(invoke("adapters", "--json"))
+    assert [version["name"] for version in shop["versions"]] == ["shop-v000001"]
+    assert asked == [("GET /admin/adapters", None)]
 
 
 def test_an_evolution_as_a_table() -> None:
