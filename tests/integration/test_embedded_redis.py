@@ -31,6 +31,7 @@ def test_it_listens_on_its_socket_alone(settings: Settings) -> None:
     with EmbeddedRedis(settings) as server, client_of(settings) as client:
         assert client.config_get("port") == {"port": "0"}
         assert client.config_get("appendonly") == {"appendonly": "yes"}
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
         assert psutil.Process(server.pid).net_connections("inet") == []
         assert socket_path(settings).stat().st_mode & 0o077 == 0

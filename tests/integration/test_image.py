@@ -161,6 +161,7 @@ def test_compose_keeps_redis_durable_and_private() -> None:
     command = redis["command"]
     assert all(isinstance(part, str) for part in command)
     assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--appendfsync") + 1] == "always"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
     assert "healthcheck" in redis
     assert "ports" not in redis
