@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from cachetools import TTLCache
 
 from service.ports import Histories, KnownHistory
@@ -16,11 +19,15 @@ KEPT_S = 6 * 3600.0
 class RememberedHistories(Histories):
     """The store's histories; while it is away, those read last, at most `limit` interactions in all."""
 
-    def __init__(self, store: HistoryStore, guard: StoreGuard, limit: int) -> None:
+    def __init__(
+        self, store: HistoryStore, guard: StoreGuard, limit: int, timer: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._guard = guard
         self._erasures = 0
-        self._kept: TTLCache[tuple[DomainId, UserId], tuple[Interaction, ...]] = TTLCache(limit, KEPT_S, getsizeof=len)
+        self._kept: TTLCache[tuple[DomainId, UserId], tuple[Interaction, ...]] = TTLCache(
+            limit, KEPT_S, timer, getsizeof=len
+        )
 
     async def get(self, domain: DomainId, user_id: UserId) -> KnownHistory:
         erasures = self._erasures

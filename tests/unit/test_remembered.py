@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -39,9 +39,9 @@ def events(n: int) -> tuple[Interaction, ...]:
     return tuple(interaction(at=float(number)) for number in range(n))
 
 
-def remembering(store: Store, limit: int = 100) -> RememberedHistories:
+def remembering(store: Store, limit: int = 100, timer: Callable[[], float] = lambda: 0.0) -> RememberedHistories:
     guard = StoreGuard(5.0, Metrics(), clock=lambda: 0.0)
-    return RememberedHistories(cast("HistoryStore", store), guard, limit)
+    return RememberedHistories(cast("HistoryStore", store), guard, limit, timer)
 
 
 async def test_the_last_known_history_is_there_while_the_store_is_away() -> None:
@@ -61,6 +61,19 @@ async def test_an_erased_user_is_remembered_no_longer() -> None:
     await remembered.get(SHOP, ADA)
     remembered.forget(SHOP, ADA)
     store.away = True
+    assert (await remembered.get(SHOP, ADA)).events == ()
+
+
+async def test_nobody_is_remembered_for_more_than_six_hours() -> None:
+    """An erasure that another process has answered is not heard of."""
+    store = Store({ADA: events(3)})
+    now = 0.0
+    remembered = remembering(store, timer=lambda: now)
+    await remembered.get(SHOP, ADA)
+    store.away = True
+    now = 6 * 3600 - 1.0
+    assert len((await remembered.get(SHOP, ADA)).events) == 3
+    now = 6 * 3600.0
     assert (await remembered.get(SHOP, ADA)).events == ()
 
 
