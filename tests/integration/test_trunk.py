@@ -102,8 +102,10 @@ def test_locate_compares_each_users_mean_outputs_before_and_after() -> None:
     locate(model, old, new, rule=rule)
     with torch.no_grad():
         expected = [
-            torch.cosine_similarity(*(mean_outputs(model, collate([prompt]))[0] for prompt in pair), dim=-1)
-            for pair in zip(old, new, strict=True)
+            torch.cosine_similarity(
+                mean_outputs(model, collate([before]))[0], mean_outputs(model, collate([after]))[0], dim=-1
+            )
+            for before, after in zip(old, new, strict=True)
         ]
     torch.testing.assert_close(seen, [torch.stack(expected)], rtol=1e-4, atol=1e-4)
 
