@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from deploy.parquet import read_parquet
+from shared.categories import leaf
 from shared.errors import InvalidInput, NotFound
 from shared.types import Interaction, Item, ItemId, UserId
 
@@ -157,7 +158,7 @@ def _stand_in_title(category: str, brand: str) -> str:
     >>> _stand_in_title("Beauty > Skin Care > Eyes", "Acme")
     'Acme Eyes'
     """
-    return f"{brand} {category.rsplit('>', 1)[-1].strip()}".strip() or "Untitled"
+    return f"{brand} {leaf(category)}".strip() or "Untitled"
 
 
 def has_stand_in_title(item: Item) -> bool:

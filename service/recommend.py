@@ -32,11 +32,12 @@ from service.ports import (
 )
 from service.schemas.recommend import Influence, Reason, Recommendation, RecommendedItem, RecommendRequest
 from service.scoring import Ranked, by_llm, by_popularity, by_retriever
+from shared.catalog import clean_text
+from shared.categories import in_categories, joined
 from shared.config import Settings
 from shared.errors import InvalidInput, Overloaded
 from shared.metrics import Metrics
 from shared.prompt import PromptBuilder, candidate_order, shown
-from shared.retriever import in_categories
 from shared.types import DomainId, Item, ItemId, UserId
 
 log = structlog.get_logger(__name__)
@@ -181,7 +182,7 @@ class Recommender:
             history=tuple(history),
             candidates=None if request.candidates is None else tuple(dict.fromkeys(map(ItemId, request.candidates))),
             exclude=frozenset(map(ItemId, request.exclude_item_ids)) | frozenset(seen if leave_seen else ()),
-            categories=None if request.categories is None else frozenset(request.categories),
+            categories=_wanted(request.categories),
             current=current,
         )
 
@@ -292,6 +293,11 @@ class Recommender:
     def _timed(self, stage: str) -> Iterator[None]:
         with self._metrics.recommend_stage_seconds.labels(stage).time():
             yield
+
+
+def _wanted(categories: Sequence[str] | None) -> frozenset[str] | None:
+    """As `in_categories` takes them: cleaned like the catalog's own, so that a caller's string finds its items."""
+    return None if categories is None else frozenset(joined(clean_text(category)) for category in categories)
 
 
 def _most_popular(ask: Ask, catalog: CatalogSnapshot, counted: Mapping[ItemId, float]) -> list[tuple[ItemId, float]]:

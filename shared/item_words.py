@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.categories import leaf
 from shared.types import Item
 
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -83,10 +84,9 @@ def _words(item: Item, n_buckets: int) -> tuple[int, ...]:
 @lru_cache(maxsize=500_000)
 def word_buckets(title: str, category: str, brand: str, n_buckets: int) -> tuple[int, ...]:
     """Buckets, ascending, of the different words of a title, its category's last part and its brand."""
-    leaf = category.rsplit(">", 1)[-1]
     words = {
         *_WORD.findall(title.lower()),
-        f"category:{leaf.strip().lower()}",
+        f"category:{leaf(category).lower()}",
         f"brand:{brand.lower()}" if brand else "",
     } - {""}
     return tuple(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shared.categories import in_categories
 from shared.errors import InvalidArtifact
 from shared.item_words import ItemWords
 from shared.sasrec import RetrieverConfig, SASRec
@@ -247,17 +248,3 @@ def _half_precision(vectors: Tensor) -> HalfPrecisionIndex:
     from shared.nearest import HalfPrecisionIndex  # FAISS takes half a second to import, and most catalogs need none
 
     return HalfPrecisionIndex(vectors.numpy())
-
-
-def in_categories(path: str, wanted: Set[str]) -> bool:
-    """Whether a category path is, or lies below, one of the wanted names or paths.
-
-    >>> in_categories("Beauty > Skin Care > Creams", {"Skin Care"}), in_categories("Skin", {"Skin Care"})
-    (True, False)
-    """
-    parts = [part.strip() for part in path.split(">")]
-    return any(
-        " > ".join(parts[start:end]) in wanted
-        for start in range(len(parts))
-        for end in range(start + 1, len(parts) + 1)
-    )

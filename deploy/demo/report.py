@@ -13,6 +13,7 @@ from rich.table import Table
 from deploy.client import Recommendation
 from deploy.demo.trial import HitRates
 from evolver.stores import Store
+from shared.categories import leaf
 from shared.evolutions import Evolution
 from shared.types import Interaction, Item, ItemId, UserId
 
@@ -99,7 +100,7 @@ def _cell(answer: Recommendation, rank: int, items: dict[ItemId, Item], target: 
 
 
 def _shelf(item: Item) -> str:
-    return item.category.rsplit(">", 1)[-1].strip()
+    return leaf(item.category)
 
 
 def _hit_rate_table(report: DemoReport) -> Table:

@@ -22,6 +22,7 @@ from evolver.pretrain.loss import RankingLoss, fast_in_bfloat16
 from evolver.pretrain.muon import MuonInFloat32
 from evolver.pretrain.sampler import Batch, Sampler
 from evolver.pretrain.tiny_model import make_model, save_base_model, train_tokenizer
+from shared.categories import leaf
 from shared.errors import InvalidInput
 from shared.prompt import PromptBuilder
 
@@ -102,7 +103,7 @@ def train_step(ranking: RankingLoss, optimizers: Iterable[torch.optim.Optimizer]
 def _tokenizer_of(corpora: Sequence[Corpus], checkpoint: Path, config: PretrainConfig) -> Tokenizer:
     path = checkpoint / "tokenizer.json"
     if not path.exists():
-        texts = (f"{item.title} {item.category.rsplit('>', 1)[-1]}" for corpus in corpora for item in corpus.items)
+        texts = (f"{item.title} {leaf(item.category)}" for corpus in corpora for item in corpus.items)
         train_tokenizer(texts, vocab_size=config.vocab_size).save(str(path))
     return Tokenizer.from_file(str(path))
 

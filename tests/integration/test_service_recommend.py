@@ -86,6 +86,19 @@ async def test_filters_of_retrieved_items(running: Running) -> None:
     assert "i9" not in ids(await running.recommend(count=100, exclude_item_ids=["i9"]))
 
 
+async def test_the_callers_own_category_finds_its_items(running: Running) -> None:
+    written = ["Beauty>Skin Care", "Skin  Care", "Skin\u00a0Care", "Cre\u0301me", "\uff34\uff45\uff41", " Tea > Green"]
+    items = [{"item_id": f"own-{n}", "title": "Cream", "category": category} for n, category in enumerate(written)]
+    await running.http.put("/items", json={"items": items})
+    for served in (False, True):
+        if served:
+            await version_serves(running)
+        for item, category in zip(items, written, strict=True):
+            shown = (await running.http.get(f"/items/{item['item_id']}")).json()["category"]
+            for asked in (category, shown):
+                assert item["item_id"] in ids(await running.recommend(count=100, categories=[asked]))
+
+
 async def test_an_interaction_changes_the_very_next_prompt(running: Running) -> None:
     await version_serves(running)
     await buy(running, "ann", "i3")

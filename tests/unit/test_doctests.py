@@ -21,8 +21,8 @@ MODULES = [
     "service.lora_kernels.rows",
     "service.scoring",
     "shared.archive_files",
+    "shared.categories",
     "shared.manifest",
-    "shared.retriever",
     "deploy.demo.trial",
 ]
 

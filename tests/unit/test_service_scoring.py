@@ -6,13 +6,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from service.recommend import _wanted
 from service.scoring import by_llm, by_popularity, by_retriever, log_softmax, softmax, tail_scores
+from shared.catalog import _decode, _encode
+from shared.categories import in_categories
 from shared.ranking import BlendWeights
-from shared.retriever import in_categories
-from shared.types import ItemId
+from shared.types import Item, ItemId
 
 LLM_ALONE = BlendWeights(llm=1.0, retriever=0.0, popularity=0.0)
 scores = st.lists(st.floats(-500, 0), min_size=1, max_size=40)
+categories = st.text(
+    st.one_of(st.sampled_from("> a\u0301\u00a0\uff1e\ufdfa"), st.characters()), min_size=1, max_size=512
+)
 
 
 @given(scores)
@@ -65,3 +70,12 @@ def test_a_category_includes_what_lies_below_it() -> None:
     assert in_categories("Beauty > Skin Care > Creams", {"Beauty > Skin Care"})
     assert not in_categories("Beauty > Skin Care", {"Skin"})
     assert not in_categories("", {"Skin"})
+
+
+@given(categories)
+def test_an_item_is_found_by_the_category_it_was_put_with_and_by_the_one_that_is_shown(category: str) -> None:
+    item = _decode(ItemId("i"), _encode(Item(ItemId("i"), "Cream", category)))
+    for asked in (category, item.category):
+        wanted = _wanted([asked])
+        assert wanted is not None
+        assert in_categories(item.category, wanted)
