@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -116,19 +116,21 @@ class ArchiveFiles:
             for batch in file.iter_batches(BATCH):
                 yield [_interaction(*row) for row in zip(*(column.to_pylist() for column in batch), strict=True)]
 
-    def remove(
+    def find(
         self, domain: DomainId, partition: int, span: Span, chosen: Callable[[UserId, str], bool]
     ) -> frozenset[str]:
-        """Rewrites the file without the entries whose (user, stream id) are `chosen`; their stream ids."""
+        """Stream ids of the entries whose (user, stream id) are `chosen`."""
         with self._reading(domain, partition, span) as file:
-            known = file.read(columns=["stream_id", "user_id"])
-            rows = zip(known["stream_id"].to_pylist(), known["user_id"].to_pylist(), strict=True)
-            goes = [chosen(UserId(user), stream_id) for stream_id, user in rows]
-            if not any(goes):
-                return frozenset()
+            table = file.read(columns=["stream_id", "user_id"])
+        rows = zip(table["stream_id"].to_pylist(), table["user_id"].to_pylist(), strict=True)
+        return frozenset(stream_id for stream_id, user in rows if chosen(UserId(user), stream_id))
+
+    def remove(self, domain: DomainId, partition: int, span: Span, stream_ids: Set[str]) -> None:
+        """Rewrites the file without these entries."""
+        with self._reading(domain, partition, span) as file:
             table = file.read()
-        self._put(domain, partition, span, table.filter([not go for go in goes]))
-        return frozenset(id_ for id_, go in zip(known["stream_id"].to_pylist(), goes, strict=True) if go)
+        kept = [stream_id not in stream_ids for stream_id in table["stream_id"].to_pylist()]
+        self._put(domain, partition, span, table.filter(kept))
 
     def put_items(self, domain: DomainId, items: Sequence[Item]) -> None:
         """Replaces the catalog's copy."""

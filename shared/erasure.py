@@ -3,13 +3,13 @@
 Others write to the archive at the same time, and may have read the user's entries just before they went. So an erasure
 leaves a mark beside the archive before it removes anything: whoever reads the archive leaves the marked entries out,
 and the upkeep removes what a late writer has put there. Marks name users by hash, and go after `MARK_KEPT_S`.
+What goes is noted before it goes, and as long: an erasure that is repeated says all that has gone.
 What is damaged is skipped, so that it does not stop the others; the marks stay until nothing of the partition is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from shared.artifacts import ARCHIVE, ArtifactStore
 from shared.config import Settings
 from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
-from shared.redis_keys import PartitionKeys, partition_of
+from shared.redis_keys import PartitionKeys, partition_of, user_digest
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, DomainId, Interaction, UserId, order_of
 
@@ -54,7 +54,7 @@ class ErasureMarks:
         self._artifacts = artifacts
 
     def add(self, domain: DomainId, partition: int, user_id: UserId, mark: Mark) -> None:
-        with self._artifacts.write(domain, ARCHIVE, str(partition), MARKS, f"{_digest(user_id)}.json") as staged:
+        with self._artifacts.write(domain, ARCHIVE, str(partition), MARKS, f"{user_digest(user_id)}.json") as staged:
             staged.write_text(json.dumps({"until": mark.until, "at": mark.at}))
 
     def all(self, domain: DomainId, partition: int) -> Mapping[str, Mark]:
@@ -100,7 +100,8 @@ class Eraser:
         self._clock = clock
 
     async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
-        """Removes all that is known of a user, wherever it is; the stream ids of the interactions that this was.
+        """Removes all that is known of a user, wherever it is; the stream ids of the interactions that this was, with
+        those that erasures of the last day removed.
 
         Unavailable where the archive cannot be read or written: some of it may be there still. A call that failed can
         be repeated until all is gone. Damaged files are skipped; an upkeep cleans them once they can be read again.
@@ -121,7 +122,7 @@ class Eraser:
         until = max([tail, *(span.until for span in spans)], key=order_of, default=STREAM_START)
         await asyncio.to_thread(self._marks.add, domain, partition, user_id, Mark(until, self._clock()))
         known = await self._history.erase(domain, user_id)
-        return known | (await self._remove(domain, partition, _only(user_id, until))).stream_ids
+        return known | (await self._remove(domain, partition, _only(user_id, until), user_id)).stream_ids
 
     async def erased_of(self, domain: DomainId, histories: Mapping[UserId, Sequence[Interaction]]) -> frozenset[UserId]:
         """The users of whose interactions some are erased: by the marks, or, for want of any, by who is known."""
@@ -171,8 +172,13 @@ class Eraser:
             await asyncio.to_thread(self._marks.forget, domain, partition, self._clock())
         return len(removed.stream_ids)
 
-    async def _remove(self, domain: DomainId, partition: int, chosen: Erased) -> _Removed:
-        """One at a time: of two that rewrite a file at once, the later would undo what the earlier has done."""
+    async def _remove(
+        self, domain: DomainId, partition: int, chosen: Erased, user_id: UserId | None = None
+    ) -> _Removed:
+        """One at a time: of two that rewrite a file at once, the later would undo what the earlier has done.
+
+        `user_id`: whose entries these are, to note them.
+        """
         lock = self._redis.lock(
             PartitionKeys(domain, partition).archive_lock, timeout=LOCK_S, blocking_timeout=LOCK_WAIT_S
         )
@@ -182,7 +188,12 @@ class Eraser:
             async with lock:
                 for span in spans:
                     try:
-                        removed |= await asyncio.to_thread(self._files.remove, domain, partition, span, chosen)
+                        found = await asyncio.to_thread(self._files.find, domain, partition, span, chosen)
+                        removed |= found
+                        if found and user_id is not None:
+                            await self._history.note_erased(domain, user_id, found)
+                        if found:
+                            await asyncio.to_thread(self._files.remove, domain, partition, span, found)
                     except InvalidArtifact as error:
                         everywhere = False
                         log.warning(
@@ -210,7 +221,7 @@ def _only(user_id: UserId, until: str) -> Erased:
 
 def _by_marks(marks: Mapping[str, Mark]) -> Erased:
     def erased(user_id: UserId, stream_id: str) -> bool:
-        mark = marks.get(_digest(user_id)) if marks else None
+        mark = marks.get(user_digest(user_id)) if marks else None
         return mark is not None and order_of(stream_id) <= order_of(mark.until)
 
     return erased
@@ -220,7 +231,3 @@ def _mark(until: str, at: float) -> Mark:
     """ValueError, TypeError or AttributeError where the values are none of a mark."""
     order_of(until)
     return Mark(until, float(at))
-
-
-def _digest(user_id: UserId) -> str:
-    return hashlib.blake2b(user_id.encode(), digest_size=16).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import structlog
@@ -21,26 +21,29 @@ from shared.types import DomainId, Interaction, UserId
 log = structlog.get_logger(__name__)
 
 PIPELINE = 1000
+ERASED_IDS_KEPT_S = 24 * 3600
 _ORDER = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
-# KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased.
-# ARGV: user.  -> ids of the entries removed
+# KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased;
+# then erased ids.  ARGV: user, seconds that these are kept.  -> erased ids
+# They are noted in the step that removes the entries: a retry, of the client or of the caller, answers the same.
 # A member starts with its zero-padded stream id, "000001719230000000-0000000003"... up to the first '|'.
 ERASE = """
-local ids = {}
 for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
   local ms, seq = string.match(member, '^0*(%d+)%-0*(%d+)|')
   if ms then
-    ids[#ids + 1] = ms .. '-' .. seq
-    redis.call('XDEL', KEYS[2], ids[#ids])
-    redis.call('XDEL', KEYS[5], ids[#ids])
+    local id = ms .. '-' .. seq
+    redis.call('SADD', KEYS[8], id)
+    redis.call('XDEL', KEYS[2], id)
+    redis.call('XDEL', KEYS[5], id)
   end
 end
+redis.call('EXPIRE', KEYS[8], ARGV[2])
 redis.call('DEL', KEYS[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('SREM', KEYS[4], ARGV[1])
 if redis.call('EXISTS', KEYS[6]) == 1 then redis.call('SADD', KEYS[7], ARGV[1]) end
-return ids
+return redis.call('SMEMBERS', KEYS[8])
 """
 
 
@@ -101,33 +104,41 @@ class HistoryStore:
         return not any(await pipe.execute())
 
     async def erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
-        """Removes the user's history and stream entries; the stream ids of what that was.
+        """Removes the user's history and stream entries; the stream ids of what that, and erasures of the last day
+        before it, removed: who repeats one that failed half-way, or whose answer got lost, learns it all.
 
         Popularity keeps their share: it is a sum over users and names none. Dead letters about the user go too.
         """
         await DeadLetters(self._redis).erase(domain, user_id)
         keys = self._keys(domain, user_id)
-        beyond_history = await self._erase_capped(keys, user_id)
+        await self._erase_capped(keys, user_id)
         restore = [keys.restored, keys.restoring, keys.erased]
-        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore]
-        return beyond_history | frozenset(texts(await self._erase(keys=fixed, args=[user_id])))
+        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore, keys.erased_ids(user_id)]
+        return frozenset(texts(await self._erase(keys=fixed, args=[user_id, ERASED_IDS_KEPT_S])))
 
-    async def _erase_capped(self, keys: PartitionKeys, user_id: UserId) -> frozenset[str]:
+    async def note_erased(self, domain: DomainId, user_id: UserId, stream_ids: Collection[str]) -> None:
+        """For whoever removes entries of a user elsewhere, and beforehand: `erase` returns these as well."""
+        key = self._keys(domain, user_id).erased_ids(user_id)
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.sadd(key, *stream_ids)
+        pipe.expire(key, ERASED_IDS_KEPT_S)
+        await pipe.execute()
+
+    async def _erase_capped(self, keys: PartitionKeys, user_id: UserId) -> None:
         """Entries that the cap pushed out of the history can only be found by reading the stream."""
-        if not await self._redis.sismember(keys.capped, user_id):
-            return frozenset()
-        return frozenset().union(*[await self._erase_from(key, user_id) for key in (keys.stream, keys.restored)])
+        if await self._redis.sismember(keys.capped, user_id):
+            for stream in (keys.stream, keys.restored):
+                await self._erase_from(stream, keys, user_id)
 
-    async def _erase_from(self, stream: str, user_id: UserId) -> frozenset[str]:
-        removed, after = set[str](), "-"
+    async def _erase_from(self, stream: str, keys: PartitionKeys, user_id: UserId) -> None:
+        after = "-"
         while page := await self._redis.xrange(stream, after, "+", count=PAGE):
             entries = [(text(entry), fields) for entry, fields in page if entry is not None and fields is not None]
             theirs = [entry for entry, fields in entries if _is_of(user_id, fields)]
             if theirs:
+                await self.note_erased(keys.domain, user_id, theirs)
                 await self._redis.xdel(stream, *theirs)
-            removed.update(theirs)
             after = f"({entries[-1][0]}"
-        return frozenset(removed)
 
     async def _per_partition(self, domain: DomainId, command: str, *args: Any, **kwargs: Any) -> list[Any]:
         pipe = self._redis.pipeline(transaction=False)

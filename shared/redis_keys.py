@@ -6,6 +6,7 @@ hash of the user, so that a Cluster can spread a large domain), `{domain}` for t
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ def validate_domain(value: str) -> DomainId:
 def partition_of(user_id: UserId, partitions: int) -> int:
     """The user's partition; the same in every process and release (Python's own `hash` is salted)."""
     return zlib.crc32(user_id.encode()) % partitions
+
+
+def user_digest(user_id: UserId) -> str:
+    """Names a user whose id must not be kept."""
+    return hashlib.blake2b(user_id.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,10 @@ class PartitionKeys:
     def barrier(self) -> str:
         """Written after an append: a replica that has it has everything before it."""
         return self._key("barrier")
+
+    def erased_ids(self, user_id: UserId) -> str:
+        """Set with expiry: stream ids of what erasures have removed of a user."""
+        return self._key(f"erased-ids:{user_digest(user_id)}")
 
     def history(self, user_id: UserId) -> str:
         return self._key(f"history:{user_id}")

@@ -25,5 +25,7 @@ class HistoryAnswer(BaseModel):
 class ErasureAnswer(BaseModel):
     user_id: str
     domain: str
-    erased: int = Field(description="Interactions removed from history, stream and archive")
+    erased: int = Field(
+        description="Interactions removed from history, stream and archive, now and by erasures of the last 24 hours"
+    )
     learned_by: list[str] = Field(description="Adapter versions whose training window contained any of them, and heirs")

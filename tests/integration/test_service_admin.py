@@ -165,8 +165,9 @@ async def test_erasure_names_the_versions_that_learned(running: Running) -> None
     first = await running.publisher.publish(stream_ranges={0: ("0-0", "9999999999999-0")})
     second = await running.publisher.publish(stream_ranges=after)
     await running.publisher.publish("toys", stream_ranges=after)  # type: ignore[arg-type]
-    gone = (await running.http.delete(f"/users/{trained}")).json()
-    assert gone == {"user_id": trained, "domain": SHOP, "erased": 1, "learned_by": [first, second]}
+    for _ in range(2):  # the answer of the first may get lost
+        gone = (await running.http.delete(f"/users/{trained}")).json()
+        assert gone == {"user_id": trained, "domain": SHOP, "erased": 1, "learned_by": [first, second]}
     assert (await running.http.get(f"/users/{trained}/history")).status_code == 404
     assert (await running.http.delete(f"/users/{held_out}")).json()["learned_by"] == []
 

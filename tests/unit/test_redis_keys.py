@@ -25,7 +25,8 @@ def test_a_users_partition_never_changes() -> None:
 
 def test_keys_of_a_script_share_their_hash_tag() -> None:
     keys = PartitionKeys(DomainId("beauty"), 3)
-    assert {key.split("}")[0] for key in (keys.stream, keys.users, keys.history(UserId("u")), keys.event("e"))} == {
-        "evorec:{beauty:3"
-    }
+    assert {
+        key.split("}")[0]
+        for key in (keys.stream, keys.users, keys.history(UserId("u")), keys.event("e"), keys.erased_ids(UserId("u")))
+    } == {"evorec:{beauty:3"}
     assert DomainKeys(DomainId("beauty")).aliases == "evorec:{beauty}:aliases"
