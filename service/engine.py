@@ -1,11 +1,11 @@
 """The ranking engine: vLLM's AsyncLLM with LoRA adapters. The one place of the service that imports vllm.
 
 What looks roundabout here answers a measured trap of vLLM 0.32: an adapter is loaded by `add_lora` before any request
-names it (a lazy load that fails kills the engine for everybody), a failed load is always followed by `remove_lora`
-(it may stay half-registered), no prompt runs on the bare base (vLLM's own CPU kernels
-give such rows the last slot's adapter), every
-request asks for log-probabilities in the same way, who waits for a call about adapters watches the engine as well (one
-that has died never answers it), and nothing is in flight at `shutdown` (it would hang for ever).
+names it (a lazy load that fails kills the engine for everybody) and none beyond what the engine holds (it would drop
+another, to be loaded lazily), a failed load is always followed by `remove_lora` (it may stay half-registered), no
+prompt runs on the bare base (vLLM's own CPU kernels give such rows the last slot's adapter), every request asks for
+log-probabilities in the same way, who waits for a call about adapters watches the engine as well (one that has died
+never answers it), and nothing is in flight at `shutdown` (it would hang for ever).
 """
 
 from __future__ import annotations
@@ -64,6 +64,11 @@ def engine_environment(settings: Settings) -> dict[str, str]:
     }
 
 
+def capacity(settings: Settings) -> int:
+    """How many adapters the engine holds."""
+    return max(settings.max_cpu_loras, settings.max_loras)
+
+
 def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs. `on_cpu`: whether vLLM runs on one here."""
     # A cache of prompts is kept by whole blocks: vLLM's 128 tokens for CPUs are a third of one of our prompts.
@@ -82,7 +87,7 @@ def engine_arguments(settings: Settings, *, on_cpu: bool) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "enable_lora": True,
         "max_loras": settings.max_loras,
-        "max_cpu_loras": max(settings.max_cpu_loras, settings.max_loras),
+        "max_cpu_loras": capacity(settings),
         "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= settings.lora_rank),
         "lora_target_modules": list(LORA_MODULES),
         "worker_extension_cls": "service.lora_kernels.report.KernelReport",
@@ -113,7 +118,7 @@ async def start_engine(settings: Settings) -> VllmEngine:
     try:
         llm = await asyncio.shield(building)
         await _log_lora_kernels(llm, settings)
-        return VllmEngine(llm)
+        return VllmEngine(llm, capacity(settings))
     except asyncio.CancelledError:
         abandoned.set()
         await _end(building)
@@ -168,10 +173,12 @@ async def _end(building: asyncio.Task[Any]) -> None:
 class VllmEngine:
     """`service.ports.RankingEngine` over an AsyncLLM that runs."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, capacity: int) -> None:
         self._llm = llm
+        self._capacity = capacity
         self.prompt_tokens = PromptTokens()
         self._loaded: dict[int, LoraHandle] = {}
+        self._loading = 0
         self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -185,6 +192,18 @@ class VllmEngine:
             return
         if any(lora.name == other.name or lora.path == other.path for other in self._loaded.values()):
             raise AdapterLoadFailed(f"adapter {lora.name}: its name or path is loaded already under another id")
+        held = len(self._loaded) + self._loading
+        if held >= self._capacity:
+            raise AdapterLoadFailed(
+                f"adapter {lora.name}: the engine holds {held} adapters, as many as fit; raise EVOREC_MAX_CPU_LORAS"
+            )
+        self._loading += 1
+        try:
+            await self._load(lora)
+        finally:
+            self._loading -= 1
+
+    async def _load(self, lora: LoraHandle) -> None:
         try:
             accepted = await self._answer(self._llm.add_lora(_lora_request(lora)))
         except Exception as error:

@@ -50,7 +50,11 @@ class Settings(BaseSettings):
     )
     lora_kernels: bool = Field(True, description="On CPUs: service.lora_kernels in place of vLLM's own LoRA products")
     max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
-    max_cpu_loras: PositiveInt = Field(16, description="Adapters held by the engine, LRU")
+    max_cpu_loras: PositiveInt = Field(
+        16,
+        description="Adapters held by the engine: one a domain, one more for each that changes or tries a challenger. "
+        "What is beyond is refused and tried again",
+    )
     max_model_len: PositiveInt = 2048
     kv_cache_gib: PositiveInt = Field(1, description="The engine's cache on CPUs; on a GPU see gpu_memory_share")
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(

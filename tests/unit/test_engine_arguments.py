@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from service.engine import engine_arguments
+from service.engine import capacity, engine_arguments
 from shared.config import Settings
 from tests.conftest import make_settings
 
@@ -13,6 +13,12 @@ def test_the_engine_takes_the_share_of_a_gpu_that_is_asked_for() -> None:
     assert engine_arguments(settings, on_cpu=False)["gpu_memory_utilization"] == 0.5
     # On a CPU vLLM would take it for a share of the machine's memory.
     assert "gpu_memory_utilization" not in engine_arguments(settings, on_cpu=True)
+
+
+def test_the_engine_holds_what_one_step_takes_at_least() -> None:
+    for held, a_step, room in ((16, 4, 16), (2, 4, 4)):
+        settings = make_settings(max_cpu_loras=held, max_loras=a_step)
+        assert engine_arguments(settings, on_cpu=True)["max_cpu_loras"] == capacity(settings) == room
 
 
 def test_the_engine_takes_every_rank_that_a_setting_may_have() -> None:

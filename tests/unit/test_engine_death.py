@@ -1,4 +1,7 @@
-"""vLLM answers no call about adapters once its engine has died: whoever waits for one is told all the same."""
+"""vLLM answers no call about adapters once its engine has died: whoever waits for one is told all the same.
+
+And it drops an adapter for one too many, so none is added.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from structlog.testing import capture_logs
 
 from service import engine
 from service.engine import VllmEngine, _log_lora_kernels
-from service.ports import EngineUnavailable, LoraHandle
+from service.ports import AdapterLoadFailed, EngineUnavailable, LoraHandle
 from shared.types import AdapterName
 from tests.conftest import make_settings
 
-LORA = LoraHandle(1, AdapterName("shop-v000001"), Path("shop-v000001"))
+LORAS = [LoraHandle(n, AdapterName(f"shop-v{n:06d}"), Path(f"shop-v{n:06d}")) for n in range(1, 5)]
+LORA = LORAS[0]
 
 
 class Llm:
@@ -56,7 +60,7 @@ async def test_an_engine_that_dies_while_it_loads_an_adapter_is_unavailable() ->
     llm = Llm("add_lora")
     async with asyncio.timeout(20):
         with capture_logs() as said, pytest.raises(EngineUnavailable):
-            await VllmEngine(llm).add_adapter(LORA)
+            await VllmEngine(llm, 16).add_adapter(LORA)
     await asyncio.sleep(0)
     assert not llm.waiting
     assert said == [], "a dead engine holds no adapter that would have to be removed"
@@ -64,7 +68,7 @@ async def test_an_engine_that_dies_while_it_loads_an_adapter_is_unavailable() ->
 
 async def test_an_engine_that_dies_while_it_removes_an_adapter_holds_nobody() -> None:
     llm = Llm("remove_lora")
-    living = VllmEngine(llm)
+    living = VllmEngine(llm, 16)
     await living.add_adapter(LORA)
     async with asyncio.timeout(20):
         await living.remove_adapter(LORA)
@@ -84,7 +88,7 @@ async def test_a_cancelled_caller_leaves_no_call_behind(
 ) -> None:
     """Where the engine lives on, and is merely slow."""
     llm = Llm(call.__name__.replace("adapter", "lora"))
-    slow = VllmEngine(llm)
+    slow = VllmEngine(llm, 16)
     if call is VllmEngine.remove_adapter:
         await slow.add_adapter(LORA)
     waiting = asyncio.create_task(call(slow, LORA))
@@ -97,3 +101,17 @@ async def test_a_cancelled_caller_leaves_no_call_behind(
         await waiting
     await asyncio.sleep(0)
     assert not llm.waiting
+
+
+async def test_an_adapter_beyond_what_the_engine_holds_is_refused_until_one_goes() -> None:
+    full = VllmEngine(Llm("none"), 2)
+    # The second and the third at once: one of them fits.
+    outcomes = await asyncio.gather(*(full.add_adapter(lora) for lora in LORAS[:3]), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), AdapterLoadFailed]
+    with pytest.raises(AdapterLoadFailed, match=r"holds 2 adapters.*EVOREC_MAX_CPU_LORAS"):
+        await full.add_adapter(LORAS[3])
+    await full.add_adapter(LORA)  # which it holds
+    await full.remove_adapter(LORA)
+    await full.add_adapter(LORAS[3])
+    with pytest.raises(AdapterLoadFailed):
+        await full.add_adapter(LORA)
