@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.app import create_app
+from service.audit import CATALOG
+from service.body import BATCHES, MAX_BYTES
 from tests.conftest import make_settings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
@@ -25,6 +27,19 @@ def test_openapi_is_the_golden_one(document: dict[str, object]) -> None:
     if UPDATE:
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def test_the_guards_of_bodies_and_the_audit_trail_name_the_routes_by_their_paths(document: dict[str, object]) -> None:
+    """Of a path that they do not know, bodies are small, any number is read at once, and nothing is recorded."""
+    taken = {
+        operation["requestBody"]["content"]["application/json"]["schema"].get("$ref", "").rpartition("/")[2]: path
+        for path, operations in document["paths"].items()  # type: ignore[attr-defined]
+        for operation in operations.values()
+        if "requestBody" in operation
+    }
+    assert {taken["InteractionsRequest"], taken["ItemsRequest"]} == BATCHES
+    assert BATCHES | {taken["RecommendRequest"]} == MAX_BYTES.keys()
+    assert taken["ItemsRequest"] == CATALOG
 
 
 def test_every_reference_leads_somewhere(document: dict[str, object]) -> None:
