@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from service.schemas.common import MAX_BATCH
 from shared.dead_letters import DeadLetter
 from shared.errors import EvorecError, Unavailable
 from shared.evolutions import Evolution
@@ -20,7 +21,7 @@ from shared.types import AdapterName, DomainId, EvolutionId, Interaction, Item, 
 
 T = TypeVar("T")
 
-BATCH = 1000  # the interface's limit
+BATCH = MAX_BATCH
 _ATTEMPTS = 5
 _POLL_S = 0.5
 

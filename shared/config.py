@@ -17,6 +17,7 @@ SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
 
 # Of a prompt (`shared.prompt`), at most: separator, category and line end of each line, and template with answer.
 LINE_TOKENS, TEMPLATE_TOKENS = 6, 20
+MAX_CANDIDATES = 100  # in a prompt: one label each
 
 
 class Settings(BaseSettings):
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
     )
     prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt, or up to 3 less")
     title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
-    rank_candidates: Annotated[int, Field(ge=2, le=100)] = Field(20, description="Top K: what the LLM ranks")
+    rank_candidates: Annotated[int, Field(ge=2, le=MAX_CANDIDATES)] = Field(20, description="Top K: what the LLM ranks")
 
     # -- service ----------------------------------------------------------------------------------
     host: str = "127.0.0.1"

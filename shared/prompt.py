@@ -20,11 +20,10 @@ from typing import TypeVar
 from tokenizers import Tokenizer
 
 from shared.base_model import base_model_folder
-from shared.config import Settings
+from shared.config import MAX_CANDIDATES, Settings
 from shared.errors import InvalidInput
 from shared.types import Item, ItemId
 
-MAX_CANDIDATES = 100
 LABEL_TOKENS = tuple(f"<|label-{index:02d}|>" for index in range(MAX_CANDIDATES))
 
 HISTORY_HEADER = "Purchases, oldest first:\n"

@@ -14,7 +14,9 @@ class InteractionEvent(Request):
 
     model_config = example(user_id="u-42", item_id="B00ABC", event_type="purchase", timestamp="2026-01-31T12:00:00Z")
 
-    event_id: Identifier | None = Field(None, description="Events with the same id count once within 7 days")
+    event_id: Identifier | None = Field(
+        None, description="Events with the same id count once within EVOREC_EVENT_ID_TTL_S, 7 days unless set otherwise"
+    )
     user_id: Identifier
     item_id: Identifier
     event_type: EventType = "purchase"

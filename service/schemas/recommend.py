@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from service.schemas.common import MAX_BATCH, DomainName, Identifier, Request, example
-
-MAX_CANDIDATES = 100
+from shared.config import MAX_CANDIDATES
 
 
 class RecommendRequest(Request):
