@@ -59,7 +59,6 @@ class Recommendation:
     items: tuple[Recommended, ...]
     adapter: str | None
     degraded: str | bool
-    took_ms: float
 
 
 class DomainVersions(BaseModel):
@@ -126,7 +125,7 @@ class ServiceClient:
             body |= {"candidates": list(candidates), "exclude_seen": False}
         answer = await self._call("POST", "/recommend", body)
         items = tuple(Recommended(ItemId(i["item_id"]), i["score"], i["title"]) for i in answer["items"])
-        return Recommendation(items, answer["adapter"], answer["degraded"], answer["took_ms"])
+        return Recommendation(items, answer["adapter"], answer["degraded"])
 
     async def evolve(self, domain: DomainId, *, force: bool = False, dry_run: bool = False) -> EvolutionId:
         body = {"domain": domain, "force": force, "dry_run": dry_run}

@@ -37,7 +37,6 @@ class PoisonUser(Exception):
     def __init__(self, user_id: UserId, reason: str) -> None:
         super().__init__(f"user {user_id!r}: {reason}")
         self.user_id = user_id
-        self.reason = reason
 
 
 @contextmanager

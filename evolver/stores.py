@@ -55,7 +55,6 @@ class _Shelves:
     style: np.ndarray
     brand: np.ndarray
     popularity: np.ndarray
-    n_categories: int
 
 
 def make_store(
@@ -131,7 +130,7 @@ def _make_shelves(rng: np.random.Generator, n_items: int, n_categories: int) -> 
         titles.add(title)
         items.append(Item(ItemId(f"item-{index:05d}"), title, f"{department} > {name}", make))
     popularity = rng.permutation(1.0 / np.arange(2, n_items + 2) ** 0.6)
-    return _Shelves(tuple(items), category, style, brand, popularity, n_categories)
+    return _Shelves(tuple(items), category, style, brand, popularity)
 
 
 def _brand_name(rng: np.random.Generator) -> str:

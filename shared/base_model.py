@@ -18,7 +18,6 @@ class BaseModelInfo:
     n_layers: int
     hidden_size: int
     vocab_size: int
-    architecture: str
 
 
 def base_model_folder(base_model: str) -> Path:
@@ -48,7 +47,6 @@ def base_model_info(base_model: str) -> BaseModelInfo:
         n_layers=config["num_hidden_layers"],
         hidden_size=config["hidden_size"],
         vocab_size=config["vocab_size"],
-        architecture=config["architectures"][0],
     )
 
 

@@ -97,9 +97,6 @@ class CatalogStore:
             if await self._dead_letters.add(domain, letter):
                 log.warning("catalog_entry_unreadable", domain=domain, reason=letter.reason)
 
-    async def size(self, domain: DomainId) -> int:
-        return int(await self._redis.hlen(DomainKeys(domain).items))
-
     async def version(self, domain: DomainId) -> int:
         """Grows with every change of the catalog; 0 for an unknown domain."""
         return int(await self._redis.get(DomainKeys(domain).catalog_version) or 0)

@@ -28,6 +28,8 @@ from shared.errors import Unavailable
 # sun_path holds 108 bytes on Linux and 104 on macOS.
 MAX_SOCKET_PATH = 100
 LOG_TAIL_LINES = 15
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
 _SOCKET, _SHORT_FOLDER = "redis.sock", "evorec-"
 
 
@@ -73,10 +75,9 @@ def _verifying(url: str) -> str:
 class EmbeddedRedis:
     """Starts and stops the server; a context manager. One per state directory (a file lock sees to it)."""
 
-    def __init__(self, settings: Settings, *, start_timeout_s: float = 60.0) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = redis_folder(settings)
-        self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -109,14 +110,14 @@ class EmbeddedRedis:
             self.stop()
             raise
 
-    def stop(self, timeout_s: float = 20.0) -> None:
+    def stop(self) -> None:
         """SIGTERM makes Redis write and fsync what it holds; SIGKILL follows where that takes too long."""
         process, self._process = self._process, None
         if process is None:
             return
         process.terminate()
         try:
-            process.wait(timeout_s)
+            process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -186,14 +187,14 @@ class EmbeddedRedis:
         return self._folder / "redis.log"
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes], socket: Path) -> None:
-        deadline = time.monotonic() + self._start_timeout_s
+        deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise Unavailable(self._failure(f"exited with status {process.returncode}"))
             if _answers(socket):
                 return
             time.sleep(0.02)
-        raise Unavailable(self._failure(f"did not answer within {self._start_timeout_s:.0f} s"))
+        raise Unavailable(self._failure(f"did not answer within {START_TIMEOUT_S:.0f} s"))
 
     def _failure(self, what: str) -> str:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []

@@ -83,17 +83,13 @@ class HistoryStore:
         if self._dead_letters is None or await self._dead_letters.add(domain, letter):
             log.warning("history_entry_unreadable", domain=domain, reason=reason)
 
-    async def users(self, domain: DomainId, limit: int | None = None) -> list[UserId]:
+    async def users(self, domain: DomainId) -> list[UserId]:
         """Users with an interaction, the most recently active first."""
-        last = -1 if limit is None else limit - 1
-        if limit is not None and limit <= 0:
-            return []
-        pages = await self._per_partition(domain, "zrevrange", 0, last, withscores=True)
-        newest_first = heapq.merge(*pages, key=lambda entry: float(entry[1]), reverse=True)
-        return [UserId(user) for user, _ in newest_first][:limit]
-
-    async def user_count(self, domain: DomainId) -> int:
-        return sum(await self._per_partition(domain, "zcard"))
+        pipe = self._redis.pipeline(transaction=False)
+        for partition in range(self._settings.partitions):
+            pipe.zrevrange(PartitionKeys(domain, partition).users, 0, -1, withscores=True)
+        newest_first = heapq.merge(*await pipe.execute(), key=lambda entry: float(entry[1]), reverse=True)
+        return [UserId(user) for user, _ in newest_first]
 
     async def complete(self, domain: DomainId) -> bool:
         """Whether everybody is here: not so from a rebuild until what was lost is brought back (`shared.restore`)."""
@@ -139,12 +135,6 @@ class HistoryStore:
                 await self.note_erased(keys.domain, user_id, theirs)
                 await self._redis.xdel(stream, *theirs)
             after = f"({entries[-1][0]}"
-
-    async def _per_partition(self, domain: DomainId, command: str, *args: Any, **kwargs: Any) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for partition in range(self._settings.partitions):
-            getattr(pipe, command)(PartitionKeys(domain, partition).users, *args, **kwargs)
-        return await pipe.execute()
 
     def _keys(self, domain: DomainId, user_id: UserId) -> PartitionKeys:
         return PartitionKeys(domain, partition_of(user_id, self._settings.partitions))

@@ -17,8 +17,8 @@ _STAGE_S = (0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 class Metrics:
     """Made once per process and handed to whoever counts; its own registry keeps tests and processes apart."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
 
         self.http_requests = Counter(
             "evorec_http_requests", "HTTP requests", ("method", "route", "status"), registry=registry

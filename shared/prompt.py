@@ -118,10 +118,6 @@ class PromptBuilder:
         ids += self._answer_header
         return Prompt(tuple(ids), tuple(positions))
 
-    def text(self, prompt: Prompt) -> str:
-        """The prompt as people read it."""
-        return self._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
-
     def _item_line(self, item: Item) -> tuple[int, ...]:
         return self._item_ids(item.title, item.category)
 

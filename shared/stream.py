@@ -91,9 +91,9 @@ return accepted
 """
 )
 
-# KEYS: stream.  ARGV: first id (exclusive), last id, page.  -> {number of entries, last id seen}
+# KEYS: stream.  ARGV: first id (exclusive), page.  -> {number of entries, last id seen}
 COUNT_PAGE = """
-local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3])
+local entries = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
 return {#entries, #entries > 0 and entries[#entries][1] or ''}
 """
 
@@ -259,22 +259,14 @@ class InteractionLog:
         pages = await pipe.execute()
         return {partition: page[0][0] if page else STREAM_START for partition, page in enumerate(pages)}
 
-    async def count(
-        self,
-        domain: DomainId,
-        after: StreamPositions,
-        until: StreamPositions | None = None,
-        *,
-        at_most: int | None = None,
-    ) -> int:
-        """Entries after `after` up to `until` (None: the newest). Stops early, at a page's end, beyond `at_most`."""
+    async def count(self, domain: DomainId, after: StreamPositions, *, at_most: int | None = None) -> int:
+        """Entries after `after`. Stops early, at a page's end, beyond `at_most`."""
         total = 0
         for keys in self._all_keys(domain):
             position = after.get(keys.partition, STREAM_START)
-            end = "+" if until is None else until.get(keys.partition, STREAM_START)
             found = PAGE
             while found == PAGE and (at_most is None or total < at_most):
-                found, position = await self._count_page(keys=[keys.stream], args=[position, end, PAGE])
+                found, position = await self._count_page(keys=[keys.stream], args=[position, PAGE])
                 total += found
         return total
 

@@ -51,10 +51,6 @@ def bound_request_id(request_id: str) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(request_id=request_id)
 
 
-def current_request_id() -> str | None:
-    return structlog.contextvars.get_contextvars().get("request_id")
-
-
 def _process(name: str) -> Processor:
     def add(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         event["process"] = name

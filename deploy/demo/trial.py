@@ -58,7 +58,7 @@ def rank_of(target: ItemId, answer: Recommendation) -> int:
 
     >>> from deploy.client import Recommended
     >>> items = (Recommended(ItemId("a"), 0.4, ""), Recommended(ItemId("b"), 0.4, ""))
-    >>> rank_of(ItemId("a"), Recommendation(items, None, False, 1.0))
+    >>> rank_of(ItemId("a"), Recommendation(items, None, False))
     2
     """
     scores = {item.item_id: item.score for item in answer.items}

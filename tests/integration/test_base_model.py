@@ -50,6 +50,5 @@ def test_unseen_users_of_unseen_stores_get_their_next_purchase_first_in_a_fifth_
 def test_it_is_small_and_has_three_layers_to_locate() -> None:
     folder = base_model_folder(Settings().base_model)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 15e6
-    info = base_model_info(str(folder))
-    assert (info.architecture, info.n_layers) == ("Qwen3ForCausalLM", 10)
+    assert base_model_info(str(folder)).n_layers == 10
     assert not list(folder.glob("*.bin")) + list(folder.glob("*.pt"))

@@ -33,7 +33,7 @@ def test_trials_are_the_same_for_every_version_and_hold_the_target_once() -> Non
 
 def test_ranks_count_ties_and_absence_against_the_target() -> None:
     items = tuple(Recommended(ItemId(i), score, "") for i, score in (("a", 0.5), ("b", 0.2), ("c", 0.2)))
-    answer = Recommendation(items, "v", False, 1.0)
+    answer = Recommendation(items, "v", False)
     assert [rank_of(ItemId(i), answer) for i in "abcz"] == [1, 3, 3, 4]
 
 

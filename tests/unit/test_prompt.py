@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from shared.config import Settings
 from shared.errors import InvalidInput
-from shared.prompt import LABEL_TOKENS, PromptBuilder, candidate_order, shown
+from shared.prompt import LABEL_TOKENS, Prompt, PromptBuilder, candidate_order, shown
 from shared.types import Item, ItemId
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prompt.txt"
@@ -36,9 +36,13 @@ LONG = replace(CANDIDATES[2], category="An extremely long category that goes on 
 SPECIAL = [*LABEL_TOKENS[:3], "<|pad|>", "<|end|>", "<think>", "Candidates:", "Next purchase:"]
 
 
+def text_of(prompt: Prompt) -> str:
+    return BUILDER._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False)
+
+
 def test_golden_text() -> None:
     """A change of this file changes every adapter's answers: say so in the changelog."""
-    text = BUILDER.text(BUILDER.build(HISTORY, CANDIDATES))
+    text = text_of(BUILDER.build(HISTORY, CANDIDATES))
     assert text + "\n" == GOLDEN.read_text()
 
 
@@ -63,7 +67,7 @@ MANY = [Item(ItemId(str(n)), f"thing number {n}") for n in range(40)]
 
 
 def test_only_the_newest_history_is_used() -> None:
-    lines = [BUILDER.text(BUILDER.build(MANY[:n], CANDIDATES)).count("thing number") for n in (9, 10, 11, 14, 15)]
+    lines = [text_of(BUILDER.build(MANY[:n], CANDIDATES)).count("thing number") for n in (9, 10, 11, 14, 15)]
     assert lines == [9, 10, 7, 10, 7]
     assert BUILDER.build(MANY, CANDIDATES) == BUILDER.build(shown(MANY, BUILDER.history_window), CANDIDATES)
 
@@ -98,7 +102,7 @@ def test_no_title_changes_structure_or_labels(title: str, category: str) -> None
     specials = set(BUILDER.label_ids) | {0, 1}
     assert sum(token in specials for token in prompt.token_ids) == 4
     assert [prompt.token_ids[position] for position in prompt.label_positions] == list(BUILDER.label_ids[:4])
-    assert BUILDER.text(prompt).count("\n") == BUILDER.text(harmless).count("\n") + 2
+    assert text_of(prompt).count("\n") == text_of(harmless).count("\n") + 2
 
 
 def test_a_base_of_any_tokenizer_gets_labels() -> None:

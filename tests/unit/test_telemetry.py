@@ -9,7 +9,7 @@ import structlog
 
 from shared.config import Settings
 from shared.metrics import Metrics
-from shared.telemetry import bound_request_id, configure_logging, current_request_id
+from shared.telemetry import bound_request_id, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,6 @@ def _logging_as_before() -> Iterator[None]:
 def test_json_records_carry_process_and_request(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(settings.model_copy(update={"log_format": "json"}), "service")
     with bound_request_id("r-1"):
-        assert current_request_id() == "r-1"
         structlog.get_logger("shared.test").info("ours", item="i1")
         logging.getLogger("library").warning("theirs")
     ours, theirs = (json.loads(line) for line in capsys.readouterr().err.splitlines())
@@ -33,7 +32,7 @@ def test_json_records_carry_process_and_request(settings: Settings, capsys: pyte
     assert theirs["event"] == "theirs"
     assert {record["process"] for record in (ours, theirs)} == {"service"}
     assert {record["request_id"] for record in (ours, theirs)} == {"r-1"}
-    assert current_request_id() is None
+    assert not structlog.contextvars.get_contextvars()
 
 
 def test_an_exception_is_logged_with_its_traceback(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
