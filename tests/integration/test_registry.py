@@ -9,12 +9,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.artifacts import ALIASES, ArtifactStore
-from shared.catalog import CatalogStore
-from shared.changes import changes
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
-from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
+from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry, Route
 from shared.registry_records import RegistryRecords
 from shared.types import AdapterName, DomainId
@@ -288,46 +286,6 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
     assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1]
     await registry.rollback(BEAUTY)
     assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1, V2, V1]
-
-
-async def test_subscribers_hear_of_every_change_and_survive_a_lost_connection(
-    registry: Registry, artifacts: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shared.changes.RECONNECT_S", 0.05)
-    heard: asyncio.Queue[DomainId] = asyncio.Queue()
-
-    async def listen() -> None:
-        async for domain in changes(redis):
-            heard.put_nowait(domain)
-
-    async def hears(change: object) -> bool:
-        await change  # type: ignore[misc]
-        return await asyncio.wait_for(heard.get(), 5) == BEAUTY
-
-    async def subscribed() -> None:
-        for _ in range(500):
-            if (await redis.pubsub_numsub(CHANGES_CHANNEL))[0][1]:
-                return
-            await asyncio.sleep(0.01)
-        pytest.fail("nobody subscribed")
-
-    listener = asyncio.create_task(listen())
-    try:
-        await subscribed()
-        assert await hears(publish(registry, artifacts, 1))
-        for nobodys in (b"Not a domain", b"\xff"):
-            await redis.publish(CHANGES_CHANNEL, nobodys)
-        await asyncio.sleep(0.1)
-        await subscribed()
-        assert await hears(CatalogStore(redis).put(BEAUTY, []))
-        assert await hears(registry.set_paused(BEAUTY, True))
-        await redis.client_kill_filter(_type="pubsub")
-        await asyncio.sleep(0.1)
-        await subscribed()
-        assert await hears(publish(registry, artifacts, 2, parent=V1))
-    finally:
-        listener.cancel()
-        await asyncio.gather(listener, return_exceptions=True)
 
 
 async def test_a_file_that_is_no_alias_move_stops_no_move(registry: Registry, artifacts: ArtifactStore) -> None:
