@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 
 import pytest
 from redis.asyncio import Redis
@@ -23,6 +25,16 @@ async def test_an_evolution_is_one_json_message(redis: Redis, redis_settings: Se
     envelope = json.loads(message)
     assert envelope["headers"]["task"] in create_app(redis_settings).tasks
     assert envelope["content-type"] == "application/json"
+
+
+async def test_a_broker_that_never_answers_is_not_waited_for(redis_settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        queue = CeleryQueue(redis_settings.model_copy(update={"broker_url": url}))
+        async with asyncio.timeout(30):  # without a limit of its own it waits for ever
+            with pytest.raises(Unavailable, match="could not be put into the queue"):
+                await queue.enqueue(EvolutionId("shop-e000001"), DomainId("shop"))
+    queue.close()
 
 
 async def test_a_broker_that_is_away_is_said_within_seconds(redis_settings: Settings) -> None:
