@@ -14,10 +14,14 @@ MAX_LABELS = 128
 
 
 class FakeEngine:
-    """Log-probabilities are a hash of adapter, prompt and label. `delay_s` and `die` stand for load and death."""
+    """Log-probabilities are a hash of adapter, prompt and label. `delay_s` and `die` stand for load and death.
+
+    Rankings that begin while there is a `gate` wait until it is set.
+    """
 
     def __init__(self, vocabulary: int, max_prompt: int) -> None:
         self.delay_s = 0.0
+        self.gate: asyncio.Event | None = None
         self.prompt_tokens = PromptTokens()
         self.loaded: dict[int, LoraHandle] = {}
         self.calls: list[tuple[LoraHandle, tuple[int, ...]]] = []
@@ -58,6 +62,8 @@ class FakeEngine:
             raise InvalidInput("the engine cannot rank this prompt")
         self.calls.append((lora, tuple(token_ids)))
         self.prompt_tokens.asked += len(token_ids)
+        if self.gate is not None:
+            await self.gate.wait()
         await asyncio.sleep(self.delay_s)
         self._check_alive()
         return log_softmax([_pseudo_logit(lora.name, token_ids, label) for label in label_ids])

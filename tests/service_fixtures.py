@@ -21,10 +21,16 @@ from tests.tiny_base import write_base, write_weights
 
 @pytest.fixture
 def service_settings(redis_settings: Settings, tmp_path: Path) -> Settings:
-    """A base of which nothing but the weights is missing, and a registry that is looked at often."""
+    """A base of which nothing but the weights is missing, a registry looked at often, and patience with rankings."""
     base = write_base(tmp_path / "base")
     return redis_settings.model_copy(
-        update={"base_model": str(base), "registry_poll_s": 0.2, "max_model_len": 1024, "default_domain": SHOP}
+        update={
+            "base_model": str(base),
+            "registry_poll_s": 0.2,
+            "max_model_len": 1024,
+            "default_domain": SHOP,
+            "rank_timeout_ms": 60_000,
+        }
     )
 
 

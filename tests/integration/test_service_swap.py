@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -63,16 +64,27 @@ async def test_ten_swaps_under_load_fail_no_request(running: Running) -> None:
     assert set(running.engines.last.loaded.values()).pop().name == names[-1]
 
 
+async def held_in_the_engine(running: Running) -> tuple[asyncio.Task[httpx.Response], asyncio.Event]:
+    """A request that the engine answers once the event is set; it answers later ones at once."""
+    engine = running.engines.last
+    before = len(engine.calls)
+    gate = engine.gate = asyncio.Event()
+    slow = asyncio.create_task(running.recommend())
+    async with asyncio.timeout(30):
+        while len(engine.calls) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    engine.gate = None
+    return slow, gate
+
+
 async def test_running_requests_finish_on_the_version_they_started_with(running: Running) -> None:
     first = await running.publisher.publish()
     await running.served_by(first)
-    running.engines.last.delay_s = 1.0
-    slow = asyncio.create_task(running.recommend())
-    await asyncio.sleep(0.2)
-    running.engines.last.delay_s = 0.0
+    slow, gate = await held_in_the_engine(running)
     second = await running.publisher.publish()
     await running.served_by(second)
     assert await replica(running) == {first: "draining", second: "serving"}
+    gate.set()
     answer = (await slow).json()
     assert (answer["adapter"], answer["degraded"]) == (first, False)
     await until(running, {second: "serving"})
@@ -81,16 +93,14 @@ async def test_running_requests_finish_on_the_version_they_started_with(running:
 async def test_a_rollback_while_the_old_version_drains_takes_it_back(running: Running) -> None:
     first = await running.publisher.publish()
     await running.served_by(first)
-    running.engines.last.delay_s = 1.0
-    slow = asyncio.create_task(running.recommend())
-    await asyncio.sleep(0.2)
-    running.engines.last.delay_s = 0.0
+    slow, gate = await held_in_the_engine(running)
     second = await running.publisher.publish()
     await running.served_by(second)
     for _ in range(2):  # the second one is a retry
         answer = await running.http.post("/admin/rollback", json={"domain": SHOP, "from": second})
         assert answer.json() == {"domain": SHOP, "champion": first}
     await running.served_by(first)
+    gate.set()
     assert (await slow).json()["adapter"] == first
     await until(running, {first: "serving"})
     assert running.engines.last.events.count(f"add {first}") == 1
