@@ -14,6 +14,7 @@ import structlog
 
 from evolver import publish, trigger, window
 from evolver.backend import Backend
+from evolver.disk import room_in
 from evolver.inputs import ParentVersion, Pipeline, PipelineResult, PoisonUser
 from evolver.lease import Lease
 from evolver.monitor import Monitor, never
@@ -21,7 +22,6 @@ from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
 from shared.dead_letters import DeadLetter
-from shared.disk import room_in
 from shared.errors import EvorecError, UnknownDomain
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest

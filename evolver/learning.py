@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from evolver.blend import choose_blend
+from evolver.disk import room_in
 from evolver.examples import Examples
 from evolver.forget import CurrentSequence, outdated
 from evolver.inputs import EvolutionInputs, n_rehearsed, working_on
@@ -26,7 +27,6 @@ from evolver.trunk import decoder_layers
 from evolver.update import Labelled, UpdateConfig, UpdateResult, update
 from evolver.work import Work, tokens, work_of_update
 from shared.config import Settings
-from shared.disk import room_in
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex

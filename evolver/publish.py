@@ -15,12 +15,12 @@ from typing import Final
 import structlog
 
 from evolver.backend import Backend
+from evolver.disk import room_in
 from evolver.inputs import Cancelled, ParentVersion, PipelineResult
 from evolver.lease import Lease
 from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
-from shared.disk import room_in
 from shared.errors import EvorecError, InvalidArtifact, NotFound
 from shared.evolutions import Evolution
 from shared.manifest import Manifest

@@ -17,9 +17,9 @@ from evolver.evolve import evolve
 from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
+from shared.domains import validate_domain
 from shared.errors import NotFound
 from shared.evolutions import EVOLVE_TASK
-from shared.redis_keys import validate_domain
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)

@@ -27,8 +27,8 @@ from evolver.monitor import MAX_RUN_S
 from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.config import Settings
-from shared.embedded_redis import broker_url
 from shared.parent import signal_when_parent_dies
+from shared.redis_urls import broker_url
 from shared.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from service.catalogs import Catalogs
 from service.champion_changes import ChampionChanges
 from service.engine_host import EngineHost
+from service.metrics import Metrics
 from service.ports import ServingVersion
 from service.router import DomainRoute, choose
 from service.slot_filling import SlotFiller
@@ -27,7 +28,6 @@ from service.slots import Readiness, Slot, Slots, SlotState
 from shared.catalog import CatalogStore
 from shared.changes import changes
 from shared.config import Settings
-from shared.metrics import Metrics
 from shared.registry import CHAMPION, Registry
 from shared.types import AdapterName, DomainId, UserId
 

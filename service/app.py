@@ -22,6 +22,7 @@ from service.deps import Services, State
 from service.engine import start_engine
 from service.engine_host import EngineHost
 from service.loading import ArtifactLoader, VersionLoader
+from service.metrics import Metrics
 from service.middleware import RequestContext
 from service.openapi import describe
 from service.ports import EngineFactory
@@ -29,6 +30,7 @@ from service.queue import CeleryQueue, EvolutionQueue
 from service.rate_limits import RateLimits
 from service.recommend import Recommender
 from service.redis_watch import RedisWatch
+from service.refusals import RefusalStore
 from service.remembered import RememberedHistories
 from service.routes import adapters, audit, evolutions, health, interactions, items, metrics, recommend, users
 from service.slot_filling import SlotFiller
@@ -38,15 +40,13 @@ from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
+from shared.domains import validate_domain
 from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
-from shared.metrics import Metrics
 from shared.popularity import PopularityStore
 from shared.prompt import PromptBuilder
 from shared.redis_client import connect
-from shared.redis_keys import validate_domain
-from shared.refusals import RefusalStore
 from shared.registry import Registry
 from shared.stream import InteractionLog
 

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth import Forbidden, Keys, Principal, Unauthorized
+from service.metrics import Metrics
 from service.problems import refusal
 from service.rate_limits import RateLimits, TooManyRequests
 from shared.errors import EvorecError
-from shared.metrics import Metrics
 from shared.network import is_loopback
 
 API_KEY = "X-API-Key"

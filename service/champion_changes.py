@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shared.metrics import Metrics
+from service.metrics import Metrics
 from shared.types import AdapterName, DomainId
 
 

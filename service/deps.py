@@ -16,9 +16,11 @@ from service.auth import Principal, Scope, Unauthorized, check_scope
 from service.callers import API_KEY
 from service.catalogs import Catalogs
 from service.engine_host import EngineHost
+from service.metrics import Metrics
 from service.queue import EvolutionQueue
 from service.recommend import Recommender
 from service.redis_watch import RedisWatch
+from service.refusals import RefusalStore
 from service.remembered import RememberedHistories
 from service.schemas.common import DomainName
 from service.slots import Slots
@@ -29,8 +31,6 @@ from shared.erasure import Eraser
 from shared.errors import UnknownDomain
 from shared.evolutions import EvolutionStore
 from shared.history import HistoryStore
-from shared.metrics import Metrics
-from shared.refusals import RefusalStore
 from shared.registry import Registry
 from shared.stream import InteractionLog
 from shared.types import DomainId

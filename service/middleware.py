@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.metrics import Metrics
 from service.problems import problem
 from shared.errors import Unavailable
-from shared.metrics import Metrics
 from shared.telemetry import bound_request_id
 
 log = structlog.get_logger(__name__)

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from celery import Celery
 
 from shared.config import Settings
-from shared.embedded_redis import broker_url
 from shared.errors import Unavailable
 from shared.evolutions import EVOLVE_TASK
+from shared.redis_urls import broker_url
 from shared.types import DomainId, EvolutionId
 
 

@@ -20,6 +20,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from service.catalogs import Catalogs
+from service.metrics import Metrics
 from service.ports import (
     AdapterNotLoaded,
     CatalogSnapshot,
@@ -36,7 +37,6 @@ from shared.catalog import clean_text
 from shared.categories import in_categories, joined
 from shared.config import Settings
 from shared.errors import InvalidInput, Overloaded
-from shared.metrics import Metrics
 from shared.prompt import PromptBuilder, candidate_order, shown
 from shared.types import DomainId, Item, ItemId, UserId
 

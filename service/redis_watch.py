@@ -8,7 +8,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.durability import durability_warnings
+from service.durability import durability_warnings
 
 log = structlog.get_logger(__name__)
 

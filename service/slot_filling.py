@@ -14,11 +14,11 @@ from redis.exceptions import RedisError
 from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
+from service.metrics import Metrics
 from service.ports import EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
+from service.refusals import RefusalStore
 from service.slots import Slot, SlotState
 from shared.errors import InvalidArtifact
-from shared.metrics import Metrics
-from shared.refusals import RefusalStore
 from shared.registry import Registry
 from shared.types import AdapterName
 

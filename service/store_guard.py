@@ -11,8 +11,8 @@ import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from service.metrics import Metrics
 from shared.errors import Unavailable
-from shared.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

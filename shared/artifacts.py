@@ -24,10 +24,10 @@ from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
+from shared.domains import DOMAIN_PATTERN, validate_domain
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
-from shared.redis_keys import DOMAIN_PATTERN, validate_domain
 from shared.types import AdapterName, DomainId
 
 MANIFEST = "manifest.json"

@@ -9,8 +9,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.domains import validate_domain
 from shared.errors import InvalidInput
-from shared.redis_keys import CHANGES_CHANNEL, validate_domain
+from shared.redis_keys import CHANGES_CHANNEL
 from shared.types import DomainId
 
 log = structlog.get_logger(__name__)

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -24,52 +23,11 @@ from redis.retry import Retry
 
 from shared.config import Settings
 from shared.errors import Unavailable
+from shared.redis_urls import SHORT_FOLDER, SOCKET, fits, redis_folder, redis_log, short_socket, socket_record
 
-# sun_path holds 108 bytes on Linux and 104 on macOS.
-MAX_SOCKET_PATH = 100
 LOG_TAIL_LINES = 15
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
-_SOCKET, _SHORT_FOLDER = "redis.sock", "evorec-"
-
-
-def redis_folder(settings: Settings) -> Path:
-    return settings.state_dir.absolute() / "redis"
-
-
-def socket_path(settings: Settings) -> Path:
-    """Where the embedded Redis of this state directory listens. Unavailable where nobody has started it yet."""
-    path = redis_folder(settings) / _SOCKET
-    if _fits(path):
-        return path
-    short = _short_socket(redis_folder(settings) / "socket-path")
-    if short is None:
-        raise Unavailable(f"no embedded Redis runs under {settings.state_dir}; start it with `evorec up`")
-    return short
-
-
-def socket_url(settings: Settings) -> str:
-    return f"unix://{quote(str(socket_path(settings)))}?db=0"
-
-
-def broker_url(settings: Settings) -> str:
-    """Celery's broker: EVOREC_BROKER_URL, or database 1 of the Redis that everything else uses."""
-    if settings.broker_url:
-        return _verifying(settings.broker_url)
-    if settings.redis_url is None:
-        return f"redis+socket://{quote(str(socket_path(settings)))}?virtual_host=1"
-    parts = urlsplit(settings.redis_url)
-    if parts.scheme == "unix":
-        return f"redis+socket://{parts.path}?virtual_host=1"
-    return _verifying(urlunsplit(parts._replace(path="/1")))
-
-
-def _verifying(url: str) -> str:
-    """Behind `rediss://` kombu verifies no certificate unless the URL asks for it; redis-py does by itself."""
-    parts = urlsplit(url)
-    if parts.scheme != "rediss" or "ssl_cert_reqs=" in parts.query:
-        return url
-    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=required")))))
 
 
 class EmbeddedRedis:
@@ -78,6 +36,8 @@ class EmbeddedRedis:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = redis_folder(settings)
+        self._log = redis_log(settings)
+        self._record = socket_record(settings)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -148,24 +108,20 @@ class EmbeddedRedis:
         return lock
 
     def _prepare_socket(self) -> Path:
-        path = self._folder / _SOCKET
+        path = self._folder / SOCKET
         self._remove_short_socket()
-        if not _fits(path):
-            path = Path(tempfile.mkdtemp(prefix=_SHORT_FOLDER)) / _SOCKET
+        if not fits(path):
+            path = Path(tempfile.mkdtemp(prefix=SHORT_FOLDER)) / SOCKET
             aside = self._record.with_suffix(".new")
             aside.write_text(str(path))
             aside.replace(self._record)
         return path
 
     def _remove_short_socket(self) -> None:
-        short = _short_socket(self._record)
+        short = short_socket(self._record)
         if short is not None:
             shutil.rmtree(short.parent, ignore_errors=True)
         self._record.unlink(missing_ok=True)
-
-    @property
-    def _record(self) -> Path:
-        return self._folder / "socket-path"
 
     def _options(self, socket: Path) -> list[str]:
         options = {
@@ -182,10 +138,6 @@ class EmbeddedRedis:
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
-    @property
-    def _log(self) -> Path:
-        return self._folder / "redis.log"
-
     def _wait_until_ready(self, process: subprocess.Popen[bytes], socket: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -200,20 +152,6 @@ class EmbeddedRedis:
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         tail = "\n  ".join(lines[-LOG_TAIL_LINES:]) or "(nothing)"
         return f"the embedded Redis {what}; the end of {self._log}:\n  {tail}"
-
-
-def _short_socket(record: Path) -> Path | None:
-    """The socket that `record` names. None without a record, or where it names no path that is made here: its folder is
-    deleted, and an empty record would name the current one."""
-    if not record.exists():
-        return None
-    path = Path(record.read_text(errors="replace").strip())
-    made_here = path.is_absolute() and path.name == _SOCKET and path.parent.name.startswith(_SHORT_FOLDER)
-    return path if made_here else None
-
-
-def _fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= MAX_SOCKET_PATH
 
 
 def _answers(socket: Path) -> bool:

@@ -12,10 +12,11 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
+from shared.domains import DOMAIN_PATTERN
 from shared.errors import EvolutionEnded, EvolutionRunning, LeaseLost, NotFound
 from shared.manifest import Gate, Metrics
 from shared.redis_client import maybe_text, texts
-from shared.redis_keys import DOMAIN_PATTERN, DOMAINS, DomainKeys
+from shared.redis_keys import DOMAINS, DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId
 
 EVOLVE_TASK: Final = "evolver.evolve"

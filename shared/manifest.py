@@ -10,9 +10,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from shared.domains import DOMAIN_PATTERN
 from shared.errors import InvalidArtifact, NotFound
 from shared.ranking import BlendWeights
-from shared.redis_keys import DOMAIN_PATTERN
 from shared.types import AdapterName, DomainId, EvolutionId, StreamPositions
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]

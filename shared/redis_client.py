@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.config import Settings
-from shared.embedded_redis import socket_url
+from shared.redis_urls import socket_url
 
 SOCKET_TIMEOUT_S = 30.0
 # Beside those of recommendations and batches, which the service bounds: other calls, domains that are looked at.

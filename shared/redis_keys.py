@@ -7,11 +7,9 @@ hash of the user, so that a Cluster can spread a large domain), `{domain}` for t
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from dataclasses import dataclass
 
-from shared.errors import InvalidInput
 from shared.types import DomainId, EvolutionId, UserId
 
 DOMAINS = "evorec:domains"
@@ -23,19 +21,6 @@ AUDIT_DENIED = "evorec:audit-denied"  # stream, capped: those who were not allow
 def heartbeat(host: str) -> str:
     """String with expiry: a worker of the host has ended a tick."""
     return f"evorec:heartbeat:{host}"
-
-
-# Narrow, because a domain names folders, keys and adapters.
-DOMAIN_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
-
-
-def validate_domain(value: str) -> DomainId:
-    """The domain's id, or InvalidInput."""
-    if not re.fullmatch(DOMAIN_PATTERN, value):
-        raise InvalidInput(
-            f"domain {value[:80]!r} must be 1 to 64 of a-z, 0-9, '-' and '_', starting with a letter or digit"
-        )
-    return DomainId(value)
 
 
 def partition_of(user_id: UserId, partitions: int) -> int:

@@ -10,8 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, socket_url
+from shared.embedded_redis import EmbeddedRedis
 from shared.redis_client import connect
+from shared.redis_urls import socket_url
 
 
 def make_settings(**changes: object) -> Settings:

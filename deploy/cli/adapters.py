@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.output import print_json, result_console
 from deploy.cli.tables import adapters_table
-from shared.redis_keys import validate_domain
+from deploy.output import print_json, result_console
+from shared.domains import validate_domain
 from shared.types import DomainId
 
 

@@ -13,7 +13,7 @@ import typer
 from deploy.cli.bench_processes import run_at_once
 from deploy.cli.bench_run import FULL, QUICK, Plan, Source
 from deploy.cli.options import AsJson, InteractionsFile, ItemsFile
-from deploy.cli.output import note_console, print_json, result_console, share_progress
+from deploy.output import note_console, print_json, result_console, share_progress
 from shared.config import Settings
 from shared.errors import InvalidInput, NotFound
 

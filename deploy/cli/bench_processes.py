@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from deploy.cli.bench_run import Plan
-from deploy.cli.output import log_as_notes
+from deploy.output import log_as_notes
 from shared.errors import EvorecError
 from shared.parent import signal_when_parent_dies
 

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.cli.output import show_bad_lines
 from deploy.files import has_stand_in_title, read_interactions, read_items
+from deploy.output import show_bad_lines
 from shared.config import SHIPPED_BASE_MODEL, Settings
 from shared.errors import InvalidInput
 from shared.types import Item

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.output import print_json, result_console
 from deploy.cli.tables import dead_letters_table
+from deploy.output import print_json, result_console
 from shared.types import DomainId
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from deploy.cli import options
-from deploy.cli.output import note_console, print_json, result_console
+from deploy.output import note_console, print_json, result_console
 from shared.errors import EvorecError
 
 _SEED = 7  # the shipped base model was trained on stores with other seeds

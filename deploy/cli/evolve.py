@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.following import follow, require_finished
-from deploy.cli.output import note_console, print_json, result_console
 from deploy.cli.tables import evolution_table
+from deploy.following import follow, require_finished
+from deploy.output import note_console, print_json, result_console
 from shared.types import DomainId
 
 

@@ -12,8 +12,12 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.following import follow, require_finished, start_evolution
-from deploy.cli.output import (
+from deploy.cli.tables import evolution_table
+from deploy.client import ServiceClient
+from deploy.files import Loaded, parse_date, read_interactions, read_items
+from deploy.following import follow, require_finished, start_evolution
+from deploy.loading import Loader, Total, load_interactions, load_items, loader
+from deploy.output import (
     counting_progress,
     note_console,
     print_json,
@@ -21,10 +25,6 @@ from deploy.cli.output import (
     show_bad_lines,
     show_rejected,
 )
-from deploy.cli.tables import evolution_table
-from deploy.client import ServiceClient
-from deploy.files import Loaded, parse_date, read_interactions, read_items
-from deploy.loading import Loader, Total, load_interactions, load_items, loader
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.errors import EvorecError

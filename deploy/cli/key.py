@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.output import note_console, print_json, result_console
+from deploy.output import note_console, print_json, result_console
 from service.auth import key_entry, parse_scopes
 from shared.errors import InvalidInput
 

@@ -16,13 +16,13 @@ from deploy.cli.demo import demo
 from deploy.cli.evolve import evolve
 from deploy.cli.ingest import bootstrap, ingest
 from deploy.cli.key import key
-from deploy.cli.output import log_as_notes, print_error
 from deploy.cli.pretrain import pretrain
 from deploy.cli.registry import registry
 from deploy.cli.serve import serve
 from deploy.cli.up import up
 from deploy.cli.worker import worker
 from deploy.local.signals import Interrupted
+from deploy.output import log_as_notes, print_error
 from shared.config import Settings
 from shared.errors import EvorecError
 

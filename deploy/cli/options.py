@@ -12,7 +12,7 @@ import typer
 from deploy.client import ServiceClient
 from deploy.local.signals import until_signal
 from shared.config import Settings
-from shared.redis_keys import validate_domain
+from shared.domains import validate_domain
 from shared.types import DomainId
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.output import note_console, print_json, result_console, share_progress, show_bad_lines
 from deploy.files import parse_date, read_interactions, read_items
+from deploy.output import note_console, print_json, result_console, share_progress, show_bad_lines
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.panel import in_panel

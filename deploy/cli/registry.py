@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from deploy.cli import options
-from deploy.cli.output import note_console, print_json, result_console
 from deploy.cli.tables import rebuilt_table
+from deploy.output import note_console, print_json, result_console
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
+from shared.domains import validate_domain
 from shared.errors import NotFound
 from shared.rebuild import Found, Rebuilder
 from shared.redis_client import connect
-from shared.redis_keys import validate_domain
 from shared.types import DomainId, order_of
 
 registry = typer.Typer(name="registry", help="The registry of adapter versions.", no_args_is_help=True)

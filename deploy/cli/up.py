@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deploy.cli.output import note_console, result_console
 from deploy.local.signals import Interrupted, until_signal
 from deploy.local.stack import REDIS, SERVICE, WORKER, service_ready, start_processes, start_redis
 from deploy.local.supervisor import LineSink, Supervisor
+from deploy.output import note_console, result_console
 from shared.config import Settings
 
 _COLOURS = {REDIS: "red", WORKER: "magenta", SERVICE: "cyan"}

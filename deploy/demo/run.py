@@ -12,16 +12,16 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deploy.cli.following import EvolutionFailed, follow, require_finished
-from deploy.cli.output import counting_progress
 from deploy.client import Recommendation, ServiceClient
 from deploy.demo.memory import PeakMemory
 from deploy.demo.report import SHOWN, DemoReport, Shown
 from deploy.demo.state import DOMAIN, DemoState
 from deploy.demo.trial import HitRates, Trial, ask, hit_rates, panel_trials
+from deploy.following import EvolutionFailed, follow, require_finished
 from deploy.loading import load_interactions, load_items
 from deploy.local.stack import service_ready, start_processes, start_redis
 from deploy.local.supervisor import LineSink, Supervisor
+from deploy.output import counting_progress
 from evolver.stores import Store
 from shared.errors import EvorecError
 from shared.evolutions import Evolution

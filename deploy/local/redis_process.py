@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, redis_folder
+from shared.embedded_redis import EmbeddedRedis
 from shared.errors import EvorecError
+from shared.redis_urls import redis_log
 
 _POLL_S = 0.5
 
@@ -39,7 +40,7 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     settings = Settings()
-    log = _LogFollower(redis_folder(settings) / "redis.log")
+    log = _LogFollower(redis_log(settings))
     try:
         with EmbeddedRedis(settings) as server:
             while not stop.wait(_POLL_S):

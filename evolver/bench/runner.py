@@ -30,12 +30,12 @@ from evolver.bench.rules import score_rules
 from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import Timeline
+from evolver.disk import room_in
 from evolver.inputs import EvolutionInputs
 from evolver.scoring import Version, report_part, retrieved_cases, score_cases
 from evolver.splits import Split
 from shared.base_model import base_model_hash
 from shared.config import Settings
-from shared.disk import room_in
 from shared.errors import Conflict
 from shared.prompt import PromptBuilder
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from service.deps import ServicesDep
-from shared.metrics import CONTENT_TYPE
+from service.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["metrics"])
 

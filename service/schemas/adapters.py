@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from service.refusals import Refusal
 from service.schemas.common import DomainName, Identifier, Request, example
 from shared.manifest import Manifest
-from shared.refusals import Refusal
 
 
 class ReplicaAdapter(BaseModel):

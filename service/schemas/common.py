@@ -16,8 +16,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from shared.domains import DOMAIN_PATTERN, validate_domain
 from shared.errors import InvalidInput
-from shared.redis_keys import DOMAIN_PATTERN, validate_domain
 
 MAX_BATCH = 1000
 MAX_ID = 256

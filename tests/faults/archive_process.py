@@ -17,7 +17,7 @@ from evolver.upkeep import upkeep
 from shared import archive, stream
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
-from shared.redis_keys import validate_domain
+from shared.domains import validate_domain
 from shared.restore import Restorer
 from shared.types import DomainId
 

@@ -20,9 +20,10 @@ import psutil
 
 from evolver.backend import Backend, open_backend
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, redis_folder, socket_url
+from shared.embedded_redis import EmbeddedRedis
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys, partition_of
+from shared.redis_urls import redis_folder, socket_url
 from shared.registry import CHAMPION
 from shared.types import STREAM_START, AdapterName, DomainId, Interaction, Item, ItemId, UserId, order_of
 from tests import factories

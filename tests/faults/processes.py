@@ -17,7 +17,8 @@ import psutil
 
 from deploy.demo.state import free_port
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, socket_url
+from shared.embedded_redis import EmbeddedRedis
+from shared.redis_urls import socket_url
 from tests.conftest import make_settings
 from tests.load.http_client import Connection
 from tests.service_support import SHOP

@@ -12,10 +12,10 @@ import httpx
 import pytest
 from redis.exceptions import RedisError
 
+from service.durability import durability_warnings
 from service.redis_watch import RedisWatch
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.durability import durability_warnings
 from shared.embedded_redis import EmbeddedRedis
 from shared.errors import Unavailable
 from shared.history import HistoryStore

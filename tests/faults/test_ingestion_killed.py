@@ -15,8 +15,9 @@ import pytest
 
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, redis_folder
+from shared.embedded_redis import EmbeddedRedis
 from shared.redis_client import connect
+from shared.redis_urls import redis_folder
 from shared.stream import InteractionLog
 from shared.types import Interaction
 from tests.conftest import make_settings

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from shared.artifacts import ARCHIVE, ArtifactStore
+from shared.domains import validate_domain
 from shared.errors import EvorecError
 from shared.manifest import split_adapter_name
-from shared.redis_keys import validate_domain
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import AdapterName, DomainId
 from tests import factories

@@ -23,8 +23,8 @@ from evolver.backend import Backend
 from evolver.worker import create_app
 from service.engine import engine_arguments
 from shared.config import Settings
-from shared.embedded_redis import broker_url
 from shared.evolutions import EVOLVE_TASK, EvolutionStatus
+from shared.redis_urls import broker_url
 from tests.conftest import make_settings
 from tests.faults.conftest import Tell
 from tests.integration.evolver_support import DOMAIN, WorkerProcess, fill, finished, until

@@ -10,9 +10,10 @@ import pytest
 import redis as sync_redis
 
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, broker_url, redis_folder, socket_path, socket_url
+from shared.embedded_redis import EmbeddedRedis
 from shared.errors import Unavailable
 from shared.redis_client import connect
+from shared.redis_urls import broker_url, redis_folder, socket_path, socket_url
 from tests.conftest import make_settings
 
 

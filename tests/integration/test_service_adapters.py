@@ -19,14 +19,14 @@ from service.adapters import AdapterManager
 from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import ArtifactLoader, VersionFiles
+from service.metrics import Metrics
+from service.refusals import RefusalStore
 from service.slot_filling import FIRST_RETRY_S, SlotFiller
 from service.slots import Readiness, Slots, SlotState
 from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import UnknownDomain
-from shared.metrics import Metrics
-from shared.refusals import RefusalStore
 from shared.registry import CHAMPION, Registry
 from shared.types import AdapterName, DomainId
 from tests.service_support import ITEMS, SHOP, Engines, Publisher

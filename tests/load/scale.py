@@ -24,12 +24,13 @@ from rich.progress import Progress, track
 
 from service.engine import LORA_MODULES
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, socket_url
+from shared.embedded_redis import EmbeddedRedis
 from shared.history import HistoryStore
 from shared.popularity import PopularityStore, Shares
 from shared.precision import cpu_dtype
 from shared.redis_client import connect
 from shared.redis_keys import PartitionKeys
+from shared.redis_urls import socket_url
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 from tests.load.engine_process import Batch, EngineProcess

@@ -22,10 +22,11 @@ from shared.artifacts import ArtifactStore
 from shared.base_model import base_model_hash
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.embedded_redis import EmbeddedRedis, socket_url
+from shared.embedded_redis import EmbeddedRedis
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.redis_client import connect
+from shared.redis_urls import socket_url
 from shared.registry import Registry
 from shared.retriever import Retriever
 from shared.sasrec import RetrieverConfig

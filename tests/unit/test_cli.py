@@ -15,14 +15,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy.cli import main, options
-from deploy.cli.following import EvolutionFailed, require_finished
 from deploy.cli.main import app
-from deploy.cli.output import print_error, print_json
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
 from deploy.client import DomainVersions, ServiceClient
 from deploy.demo.report import taste
+from deploy.following import EvolutionFailed, require_finished
 from deploy.health import check_service
+from deploy.output import print_error, print_json
 from service.auth import KeyRing, Principal, Scope
 from shared.config import Settings
 from shared.errors import InvalidInput

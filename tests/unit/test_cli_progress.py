@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from deploy.cli.output import share_progress
+from deploy.output import share_progress
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -7,7 +7,7 @@ import os
 from prometheus_client.metrics import MetricWrapperBase
 
 from evolver.figures import Figures
-from shared.metrics import Metrics
+from service.metrics import Metrics
 from tests.load.page import with_tables
 from tests.load.results import ROOT
 

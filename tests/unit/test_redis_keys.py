@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from shared.domains import validate_domain
 from shared.errors import InvalidInput
-from shared.redis_keys import DomainKeys, PartitionKeys, partition_of, validate_domain
+from shared.redis_keys import DomainKeys, PartitionKeys, partition_of
 from shared.types import DomainId, UserId
 
 

@@ -8,10 +8,10 @@ from typing import cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from service.metrics import Metrics
 from service.remembered import RememberedHistories
 from service.store_guard import StoreGuard
 from shared.history import HistoryStore
-from shared.metrics import Metrics
 from shared.types import DomainId, Interaction, UserId
 from tests.factories import interaction
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from service.metrics import Metrics
 from shared.config import Settings
-from shared.metrics import Metrics
 from shared.telemetry import bound_request_id, configure_logging
 
 

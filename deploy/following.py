@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from deploy.cli.output import share_progress
 from deploy.client import ServiceClient, ServiceRefused
+from deploy.output import share_progress
 from shared.errors import Conflict, EvorecError
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId, EvolutionId

@@ -1,0 +1,77 @@
+"""Where Redis and Celery's broker are: of the settings, or the embedded Redis of a state directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from shared.config import Settings
+from shared.errors import Unavailable
+
+# sun_path holds 108 bytes on Linux and 104 on macOS.
+MAX_SOCKET_PATH = 100
+SOCKET, SHORT_FOLDER = "redis.sock", "evorec-"
+
+
+def redis_folder(settings: Settings) -> Path:
+    return settings.state_dir.absolute() / "redis"
+
+
+def redis_log(settings: Settings) -> Path:
+    return redis_folder(settings) / "redis.log"
+
+
+def socket_record(settings: Settings) -> Path:
+    """The file that says where the socket is, where the state directory's own path is too long for one."""
+    return redis_folder(settings) / "socket-path"
+
+
+def socket_path(settings: Settings) -> Path:
+    """Where the embedded Redis of this state directory listens. Unavailable where nobody has started it yet."""
+    path = redis_folder(settings) / SOCKET
+    if fits(path):
+        return path
+    short = short_socket(socket_record(settings))
+    if short is None:
+        raise Unavailable(f"no embedded Redis runs under {settings.state_dir}; start it with `evorec up`")
+    return short
+
+
+def socket_url(settings: Settings) -> str:
+    return f"unix://{quote(str(socket_path(settings)))}?db=0"
+
+
+def broker_url(settings: Settings) -> str:
+    """Celery's broker: EVOREC_BROKER_URL, or database 1 of the Redis that everything else uses."""
+    if settings.broker_url:
+        return _verifying(settings.broker_url)
+    if settings.redis_url is None:
+        return f"redis+socket://{quote(str(socket_path(settings)))}?virtual_host=1"
+    parts = urlsplit(settings.redis_url)
+    if parts.scheme == "unix":
+        return f"redis+socket://{parts.path}?virtual_host=1"
+    return _verifying(urlunsplit(parts._replace(path="/1")))
+
+
+def _verifying(url: str) -> str:
+    """Behind `rediss://` kombu verifies no certificate unless the URL asks for it; redis-py does by itself."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "ssl_cert_reqs=" in parts.query:
+        return url
+    return urlunsplit(parts._replace(query="&".join(filter(None, (parts.query, "ssl_cert_reqs=required")))))
+
+
+def short_socket(record: Path) -> Path | None:
+    """The socket that `record` names. None without a record, or where it names no path that is made here: its folder is
+    deleted, and an empty record would name the current one."""
+    if not record.exists():
+        return None
+    path = Path(record.read_text(errors="replace").strip())
+    made_here = path.is_absolute() and path.name == SOCKET and path.parent.name.startswith(SHORT_FOLDER)
+    return path if made_here else None
+
+
+def fits(path: Path) -> bool:
+    """Whether a socket may have this path."""
+    return len(os.fsencode(path)) <= MAX_SOCKET_PATH
