@@ -28,7 +28,7 @@ BOOTSTRAP_DRAWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One evaluated ranking: candidates in label order; `history` event positions are the caller's."""
+    """One evaluated ranking: candidates in label order, `target` one of them or not; `active`: of U_A."""
 
     user_id: UserId
     target: ItemId

@@ -83,7 +83,7 @@ def create_app(
         app.include_router(module.router)
     problems.install(app)
     # The last one is the outermost: who calls is settled before the body is read, and that is before it is parsed.
-    batches = Admission(settings.max_concurrent_batches, "batches")
+    batches = Admission(settings.max_concurrent_batches, "batches are being taken in")
     app.add_middleware(BodyGuard, timeout_s=settings.receive_timeout_s, batches=batches)
     app.add_middleware(Callers, keys=keys, limits=RateLimits(settings.rate_limit), metrics=counters)
     app.add_middleware(AuditTrail)

@@ -1,4 +1,4 @@
-"""The ranking engine: vLLM's AsyncLLM with LoRA adapters. The one place of the service that imports vllm.
+"""The ranking engine: vLLM's AsyncLLM with LoRA adapters. Only this module and `lora_kernels` import vllm.
 
 What looks roundabout here answers a measured trap of vLLM 0.32: an adapter is loaded by `add_lora` before any request
 names it (a lazy load that fails kills the engine for everybody) and none beyond what the engine holds (it would drop

@@ -19,6 +19,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from service.admission import Admission
 from service.catalogs import Catalogs
 from service.metrics import Metrics
 from service.ports import (
@@ -36,7 +37,7 @@ from service.scoring import Ranked, by_llm, by_popularity, by_retriever
 from shared.catalog import clean_text
 from shared.categories import in_categories, joined
 from shared.config import Settings
-from shared.errors import InvalidInput, Overloaded
+from shared.errors import InvalidInput
 from shared.prompt import PromptBuilder, candidate_order, shown
 from shared.types import DomainId, Item, ItemId, UserId
 
@@ -100,7 +101,7 @@ class Recommender:
         self._metrics = metrics
         # Not asyncio's own threads: those may all be waiting for an artifact store that has stalled.
         self._threads = ThreadPoolExecutor(thread_name_prefix="recommend")
-        self._answering = 0
+        self._admission = Admission(settings.max_concurrent_requests, "recommendations are being made")
         self._running = 0
 
     def close(self) -> None:
@@ -109,13 +110,8 @@ class Recommender:
 
     async def recommend(self, request: RecommendRequest) -> Recommendation:
         """UnknownDomain, InvalidInput that names the unknown items, or Overloaded: nothing queues without bound."""
-        if self._answering >= self._settings.max_concurrent_requests:
-            raise Overloaded(f"{self._answering} recommendations are being made already; ask again in a moment")
-        self._answering += 1
-        try:
+        with self._admission.place():
             return await self._recommend(request)
-        finally:
-            self._answering -= 1
 
     async def _recommend(self, request: RecommendRequest) -> Recommendation:
         started = time.perf_counter()

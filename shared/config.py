@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     lora_kernels: bool = Field(True, description="On CPUs: service.lora_kernels in place of vLLM's own LoRA products")
     max_loras: PositiveInt = Field(4, description="Adapters in one engine step")
     max_cpu_loras: PositiveInt = Field(
-        16,
+        64,
         description="Adapters held by the engine: one a domain, one more for each that changes or tries a challenger. "
         "What is beyond is refused and tried again",
     )

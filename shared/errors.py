@@ -79,7 +79,9 @@ class DiskFull(EvorecError):
 
 
 class InvalidArtifact(EvorecError):
-    """An adapter version whose files fail their checksums, shapes or manifest."""
+    """Something of the artifact store that cannot be what was written: a version whose files fail their checksums,
+    shapes or manifest, a damaged file of the archive or of alias moves.
+    """
 
     status = 422
-    title = "Invalid adapter artifact"
+    title = "Damaged artifact"
