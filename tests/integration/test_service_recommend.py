@@ -196,23 +196,48 @@ async def test_a_new_domain_answers_at_once(running: Running) -> None:
     assert answer.json()["degraded"] == "no_adapter"
 
 
+async def at_once(running: Running, n: int, *, ended: int) -> list[httpx.Response]:
+    """Answers to `n` recommendations of which the engine holds all but `ended`: those have ended before it goes on."""
+    gate = running.engines.last.gate = asyncio.Event()
+    asked = [asyncio.create_task(running.recommend(explain=True)) for _ in range(n)]
+    async with asyncio.timeout(30):
+        while sum(task.done() for task in asked) < ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    running.engines.last.gate = None
+    gate.set()
+    return await asyncio.gather(*asked)
+
+
+def in_the_retrievers_order(answer: httpx.Response) -> bool:
+    items = answer.json()["items"]
+    retrieved = [item["reason"]["retriever_score"] for item in items]
+    scores = [item["score"] for item in items]
+    return bool(items) and retrieved == sorted(retrieved, reverse=True) and scores == sorted(scores, reverse=True)
+
+
 async def test_a_ranking_that_takes_too_long_gives_the_retrievers_order(
     service_settings: Settings, redis: Redis, shop: str
 ) -> None:
-    settings = service_settings.model_copy(update={"rank_timeout_ms": 100, "max_concurrent_rankings": 2})
+    settings = service_settings.model_copy(update={"rank_timeout_ms": 100, "max_concurrent_rankings": 1})
     async with serving(settings, redis) as running:
         name = await version_serves(running)
-        running.engines.last.delay_s = 0.5
-        answers = await asyncio.gather(*(running.recommend(explain=True) for _ in range(5)))
-        reasons = sorted(answer.json()["degraded"] for answer in answers)
-        assert reasons == ["rank_timeout"] * 2 + ["saturated"] * 3
-        for answer in answers:
-            items = answer.json()["items"]
-            assert answer.json()["adapter"] == name
-            retrieved = [item["reason"]["retriever_score"] for item in items]
-            assert retrieved == sorted(retrieved, reverse=True)
-            assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
-        running.engines.last.delay_s = 0.0
+        running.engines.last.gate = asyncio.Event()
+        for _ in range(2):  # the first one has made room for the second
+            answer = await running.recommend(explain=True)
+            assert (answer.json()["degraded"], answer.json()["adapter"]) == ("rank_timeout", name)
+            assert in_the_retrievers_order(answer)
+
+
+async def test_beyond_the_limit_of_rankings_the_others_get_the_retrievers_order(
+    service_settings: Settings, redis: Redis, shop: str
+) -> None:
+    async with serving(service_settings.model_copy(update={"max_concurrent_rankings": 2}), redis) as running:
+        name = await version_serves(running)
+        answers = await at_once(running, 5, ended=3)
+        saturated = [answer for answer in answers if answer.json()["degraded"]]
+        assert [answer.json()["degraded"] for answer in saturated] == ["saturated"] * 3
+        assert all(map(in_the_retrievers_order, saturated))
+        assert {answer.json()["adapter"] for answer in answers} == {name}
         assert (await running.recommend()).json()["degraded"] is False
         text = (await running.http.get("/metrics")).text
         assert 'evorec_recommendations_total{adapter="shop-v000001",degraded="saturated",domain="shop"} 3.0' in text
@@ -223,8 +248,7 @@ async def test_beyond_the_limit_requests_are_turned_away_and_told_when_to_come_b
 ) -> None:
     async with serving(service_settings.model_copy(update={"max_concurrent_requests": 2}), redis) as running:
         await version_serves(running)
-        running.engines.last.delay_s = 0.5
-        answers = await asyncio.gather(*(running.recommend() for _ in range(5)))
+        answers = await at_once(running, 5, ended=3)
         assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]
         refused = next(answer for answer in answers if answer.status_code == 503)
         assert refused.headers["Retry-After"] == "1"
