@@ -163,7 +163,7 @@ class WorkerProcess:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = 25.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         assert self._process is not None
         return self._process.wait(timeout_s)
 

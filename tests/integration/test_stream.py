@@ -115,10 +115,7 @@ async def test_an_event_keeps_all_it_came_with(redis: Redis, redis_settings: Set
 async def test_batches_larger_than_a_chunk_and_a_page(redis: Redis, settings_p: Settings) -> None:
     log = InteractionLog(redis, settings_p)
     events = [interaction(f"u{n % 7}", f"i{n}", float(n)) for n in range(2 * APPEND_CHUNK + 1500)]
-    started = time.perf_counter()
     assert await log.append(BEAUTY, events) == Appended(len(events), 0)
-    # The target is 10,000 a second on an idle machine; a tenth of it tells a mistake from a busy one.
-    assert len(events) / (time.perf_counter() - started) > 1000
     assert len(await read_all(log)) == len(events)
     assert await log.count(BEAUTY, {}) == len(events)
     assert 10 <= await log.count(BEAUTY, {}, at_most=10) < len(events)

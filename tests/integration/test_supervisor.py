@@ -39,12 +39,12 @@ class Lines:
     def __call__(self, name: str, line: str) -> None:
         self.seen.append((name, line))
 
-    async def first(self, timeout_s: float = 10) -> str:
+    async def first(self, timeout_s: float = 30) -> str:
         await until(lambda: bool(self.seen), timeout_s)
         return self.seen[0][1]
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
@@ -83,7 +83,7 @@ async def test_a_child_goes_on_where_its_lines_cannot_be_written() -> None:
     async with Supervisor(full) as supervisor:
         await supervisor.start(python("talker", "print(('x' * 99 + chr(10)) * 30_000); print('after')"))
         with pytest.raises(ChildDied, match="talker ended with exit code 0") as died:
-            await asyncio.wait_for(supervisor.watch(), 10)
+            await asyncio.wait_for(supervisor.watch(), 30)
     assert str(died.value).endswith("after")
 
 
@@ -104,7 +104,7 @@ async def test_a_death_is_noticed_while_a_grandchild_holds_the_pipe() -> None:
         await supervisor.start(python("parent", DAEMONIZES.format(then="sys.exit(3)")))
         await lines.first()
         with pytest.raises(ChildDied, match="parent ended with exit code 3"):
-            await asyncio.wait_for(supervisor.watch(), 5)
+            await asyncio.wait_for(supervisor.watch(), 30)
 
 
 async def test_guard_returns_what_the_work_returns() -> None:
@@ -123,7 +123,7 @@ async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace_period() -
         await lines.first()
         pid = supervisor.pid("deaf")
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert not runs(pid)
 
 
@@ -136,7 +136,7 @@ async def test_daemonized_grandchildren_do_not_survive(then: str) -> None:
         assert runs(grandchild)
         began = time.monotonic()
     assert not psutil.pid_exists(grandchild), "not even a zombie is left"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 async def test_children_of_others_are_left_alone() -> None:
@@ -176,7 +176,7 @@ async def test_the_second_signal_cuts_the_grace_period_short() -> None:
     began = time.monotonic()
     with pytest.raises(Interrupted):
         await until_signal(work())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 async def test_children_end_when_the_supervisor_itself_is_killed(tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ async def test_children_end_when_the_supervisor_itself_is_killed(tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
         assert supervisor.stdout is not None
         child = int(supervisor.stdout.readline())
-        await asyncio.sleep(0.3)  # it is tethered within its first milliseconds
+        await until(lambda: psutil.Process(child).cmdline()[1:] == ["-c", SLEEP])  # tethered before it became that
         supervisor.kill()
     await until(lambda: not runs(child))
