@@ -42,7 +42,7 @@ class CheckedRequest(Request):  # type: ignore[misc]  # celery is not annotated
 def register(app: Celery, settings: Settings, surroundings: Surroundings) -> None:
     """Add the tasks to the app."""
 
-    @app.task(name=EVOLVE_TASK, Request=CheckedRequest)  # type: ignore[untyped-decorator]  # celery is not annotated
+    @app.task(name=EVOLVE_TASK, Request=CheckedRequest, shared=False)  # type: ignore[untyped-decorator]
     def evolve_task(evolution_id: str, domain: str) -> None:
         # Delivered twice, or again after a crash: `evolve` does nothing for a run that is finished or held elsewhere.
         structlog.contextvars.bind_contextvars(evolution_id=evolution_id, domain=domain)
@@ -53,7 +53,7 @@ def register(app: Celery, settings: Settings, surroundings: Surroundings) -> Non
         finally:
             structlog.contextvars.clear_contextvars()
 
-    @app.task(name=UPKEEP_TASK, Request=CheckedRequest)  # type: ignore[untyped-decorator]
+    @app.task(name=UPKEEP_TASK, Request=CheckedRequest, shared=False)  # type: ignore[untyped-decorator]
     def upkeep_task(domain: str) -> None:
         asyncio.run(_upkeep(settings, validate_domain(domain)))
 
