@@ -146,9 +146,10 @@ class AdapterManager:
 
     async def _sync_scheduled(self, domain: DomainId) -> None:
         async with self._locks[domain]:
-            self._scheduled.discard(domain)
+            pass  # whoever waits for the domain's running sync must not take a place meanwhile
         try:
             async with self._syncing:
+                self._scheduled.discard(domain)
                 await self.sync(domain)
         except Exception as error:
             log.warning("domain_not_synced", domain=domain, error=repr(error))

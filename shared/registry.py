@@ -54,7 +54,8 @@ redis.call('PUBLISH', ARGV[3], ARGV[4])
 #       fencing token ('' = not checked), manifest ('' = `to` is registered already), share ('' = as it was),
 #       then partition, stream id, ... = what the version has considered.
 # A move that has happened already (a retry of the client) succeeds and does nothing. A challenger that becomes champion
-# is on trial no longer: with its alias left behind it would be again, as soon as the champion is another.
+# is on trial no longer: with its alias left behind (as releases before this did, hence `current`) it would be again, as
+# soon as the champion is another.
 MOVE = (
     CHANGE_ROUTE
     + """
@@ -84,8 +85,9 @@ local function move(alias, before, to)
 end
 move(alias, current, to)
 local share = ARGV[11]
-if alias == 'champion' and redis.call('HGET', KEYS[1], 'challenger') == to then
-  move('challenger', to, '')
+local challenger = redis.call('HGET', KEYS[1], 'challenger')
+if alias == 'champion' and challenger and (challenger == to or challenger == current) then
+  move('challenger', challenger, '')
   share = '0'
 end
 if share ~= '' then change_route(KEYS[7], share, '') end
@@ -304,7 +306,7 @@ class Registry:
     async def set_trial(self, domain: DomainId, challenger: AdapterName | None, share: float) -> None:
         """Puts the challenger, or none any more, on trial for a share of the users.
 
-        NotFound for an unknown challenger, AliasMoved where somebody else has begun or ended a trial meanwhile.
+        NotFound for an unknown challenger, AliasMoved where somebody else begins or ends a trial in that moment.
         """
         current = (await self.aliases(domain)).get(CHALLENGER)
         given = share if challenger else 0.0

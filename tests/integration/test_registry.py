@@ -244,6 +244,18 @@ async def test_a_trial_ends_for_good_with_the_challengers_promotion(
     assert replayed[CHALLENGER] is None
 
 
+async def test_a_challengers_alias_that_an_older_release_has_left_begins_no_trial(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis
+) -> None:
+    await three_versions(registry, artifacts)
+    await redis.hset(DomainKeys(BEAUTY).aliases, CHALLENGER, V3)
+    await redis.set(DomainKeys(BEAUTY).route, '{"share":0.1,"paused":false}')
+    assert await registry.route(BEAUTY) == Route()
+    await publish(registry, artifacts, 4, parent=V3)
+    assert await registry.route(BEAUTY) == Route()
+    assert CHALLENGER not in await registry.aliases(BEAUTY)
+
+
 async def test_a_trial_and_a_pause_at_once_are_both_kept(registry: Registry, artifacts: ArtifactStore) -> None:
     await three_versions(registry, artifacts)
     for number in range(20):
