@@ -189,11 +189,11 @@ class Eraser:
                 for span in spans:
                     try:
                         found = await asyncio.to_thread(self._files.find, domain, partition, span, chosen)
-                        if found and user_id is not None:
-                            await self._history.note_erased(domain, user_id, found)
                         if found:
+                            if user_id is not None:
+                                await self._history.note_erased(domain, user_id, found)
                             await asyncio.to_thread(self._files.remove, domain, partition, span, found)
-                        removed |= found
+                            removed |= found
                     except InvalidArtifact as error:
                         everywhere = False
                         log.warning(

@@ -25,8 +25,8 @@ from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
 from shared.redis_keys import DomainKeys
-from shared.registry import CHAMPION, Registry, Route
-from shared.registry_records import AliasMove, RegistryRecords
+from shared.registry import CHAMPION, Registry
+from shared.registry_records import AliasMove, RegistryRecords, Route
 from shared.restore import Restorer
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, AdapterName, DomainId, Item, StreamPositions, order_of
@@ -150,7 +150,7 @@ class Rebuilder:
                 pipe.rpush(keys.move_outbox, move.model_dump_json())
             for partition, end in furthest(found.versions).items():
                 pipe.hset(keys.considered, str(partition), end)
-            pipe.set(keys.route, found.route.model_dump_json(exclude={"challenger"}))
+            pipe.set(keys.route, found.route.record)
             try:
                 await pipe.execute()
             except WatchError as error:
@@ -213,7 +213,7 @@ def _aliases(
 def _route(records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, str]]) -> Route:
     record = records.route(domain)
     try:
-        return Route() if record is None else Route.model_validate_json(record)
+        return Route.of_record(record)
     except ValidationError as error:
         skipped.append(("route", str(error)))
         return Route()

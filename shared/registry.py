@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -22,112 +21,14 @@ from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name, split_adapter_name
 from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
-from shared.registry_records import AliasMove, RegistryRecords
+from shared.registry_records import AliasMove, RegistryRecords, Route
+from shared.registry_scripts import CONSIDER, MOVE, REMOVE, RESERVE, SET_ROUTE
 from shared.types import AdapterName, DomainId, StreamPositions
 
 log = structlog.get_logger(__name__)
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
-
-# What is given ('' = not) of a route, the rest as it was.
-CHANGE_ROUTE = """
-local function change_route(key, share, paused)
-  local route = cjson.decode(redis.call('GET', key) or '{"share":0,"paused":false}')
-  if share ~= '' then route.share = tonumber(share) end
-  if paused ~= '' then route.paused = paused == '1' end
-  redis.call('SET', key, cjson.encode(route))
-end
-"""
-
-# KEYS: route.  ARGV: share, paused (0 or 1), channel, domain.
-SET_ROUTE = (
-    CHANGE_ROUTE
-    + """
-change_route(KEYS[1], ARGV[1], ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[4])
-"""
-)
-
-# KEYS: aliases, versions, move counter, outbox, fence, considered, route.
-# ARGV: alias, expected ('' = unset), to ('' = unset), unix seconds, reason, lowest move number, channel, domain,
-#       fencing token ('' = not checked), manifest ('' = `to` is registered already), share ('' = as it was),
-#       then partition, stream id, ... = what the version has considered.
-# A move that has happened already (a retry of the client) succeeds and does nothing. A challenger that becomes champion
-# is on trial no longer: with its alias left behind (as releases before this did, hence `current`) it would be again, as
-# soon as the champion is another.
-MOVE = (
-    CHANGE_ROUTE
-    + """
-local alias, expected, to, manifest = ARGV[1], ARGV[2], ARGV[3], ARGV[10]
-local current = redis.call('HGET', KEYS[1], alias) or ''
-local known = redis.call('HGET', KEYS[2], to)
-if ARGV[9] ~= '' and ARGV[9] ~= (redis.call('GET', KEYS[5]) or '0') then return {'lease', ''} end
-if current == to and (manifest == '' or known == manifest) then
-  if ARGV[11] ~= '' then change_route(KEYS[7], ARGV[11], '') end
-  return {'ok', current}
-end
-if current ~= expected then return {'moved', current} end
-if manifest ~= '' and known and known ~= manifest then return {'exists', ''} end
-if manifest == '' and to ~= '' and not known then return {'unknown', ''} end
-
-if manifest ~= '' then redis.call('HSET', KEYS[2], to, manifest) end
-for i = 12, #ARGV, 2 do redis.call('HSET', KEYS[6], ARGV[i], ARGV[i + 1]) end
-local function name(value) if value == '' then return cjson.null end return value end
-local function move(alias, before, to)
-  if to == '' then redis.call('HDEL', KEYS[1], alias) else redis.call('HSET', KEYS[1], alias, to) end
-  local sequence = tonumber(redis.call('GET', KEYS[3]) or 0)
-  sequence = math.max(sequence, tonumber(ARGV[6])) + 1
-  redis.call('SET', KEYS[3], sequence)
-  redis.call('RPUSH', KEYS[4], cjson.encode({
-    sequence = sequence, alias = alias, before = name(before), to = name(to), at = tonumber(ARGV[4]), reason = ARGV[5],
-  }))
-end
-move(alias, current, to)
-local share = ARGV[11]
-local challenger = redis.call('HGET', KEYS[1], 'challenger')
-if alias == 'champion' and challenger and (challenger == to or challenger == current) then
-  move('challenger', challenger, '')
-  share = '0'
-end
-if share ~= '' then change_route(KEYS[7], share, '') end
-redis.call('PUBLISH', ARGV[7], ARGV[8])
-return {'ok', current}
-"""
-)
-
-# KEYS: version counter.  ARGV: highest number in the artifact store.
-RESERVE = """
-local number = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])) + 1
-redis.call('SET', KEYS[1], number)
-return number
-"""
-
-# KEYS: aliases, versions, pruned.  ARGV: name
-REMOVE = """
-for _, name in ipairs(redis.call('HVALS', KEYS[1])) do
-  if name == ARGV[1] then return end
-end
-if redis.call('HDEL', KEYS[2], ARGV[1]) == 1 then redis.call('SADD', KEYS[3], ARGV[1]) end
-"""
-
-
-# KEYS: considered, fence.  ARGV: fencing token ('' = not checked), then partition, stream id, ...
-CONSIDER = """
-if ARGV[1] ~= '' and ARGV[1] ~= (redis.call('GET', KEYS[2]) or '0') then return 0 end
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
-return 1
-"""
-
-
-class Route(BaseModel):
-    """`share` of the users (0..1) is answered by the challenger; `paused` stops evolutions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    challenger: AdapterName | None = None
-    share: float = Field(0.0, ge=0.0, le=1.0)
-    paused: bool = False
 
 
 class Registry:
@@ -296,7 +197,7 @@ class Registry:
 
     async def route(self, domain: DomainId) -> Route:
         record = await self._redis.get(DomainKeys(domain).route)
-        route = Route() if record is None else Route.model_validate_json(record)
+        route = Route.of_record(record)
         aliases = await self.aliases(domain)
         challenger = aliases.get(CHALLENGER)
         # One whose alias a release before this one has left behind is on trial no longer.
@@ -325,7 +226,7 @@ class Registry:
         await self._record_route(domain)
 
     async def _record_route(self, domain: DomainId) -> None:
-        record = (await self.route(domain)).model_dump_json(exclude={"challenger"})
+        record = (await self.route(domain)).record
         try:
             await asyncio.to_thread(self._records.record_route, domain, record)
         except OSError as error:

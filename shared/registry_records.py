@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.artifacts import ALIASES, ROUTE, ArtifactStore
 from shared.errors import InvalidArtifact
@@ -27,6 +28,26 @@ class AliasMove(BaseModel):
     to: AdapterName | None
     at: float
     reason: str
+
+
+class Route(BaseModel):
+    """`share` of the users (0..1) is answered by the challenger; `paused` stops evolutions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    challenger: AdapterName | None = None
+    share: float = Field(0.0, ge=0.0, le=1.0)
+    paused: bool = False
+
+    @classmethod
+    def of_record(cls, record: str | bytes | None) -> Self:
+        """ValidationError where it is none."""
+        return cls() if record is None else cls.model_validate_json(record)
+
+    @property
+    def record(self) -> str:
+        """Without the challenger, whom its alias names."""
+        return self.model_dump_json(exclude={"challenger"})
 
 
 class RegistryRecords:

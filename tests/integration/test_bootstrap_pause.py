@@ -13,7 +13,7 @@ from deploy.client import ServiceClient
 from shared.config import Settings
 from shared.errors import Unavailable
 from shared.evolutions import Evolution
-from shared.registry import Route
+from shared.registry_records import Route
 from shared.types import DomainId, EvolutionId
 from tests.service_support import SHOP, Running, serving
 

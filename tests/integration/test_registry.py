@@ -13,8 +13,8 @@ from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import DomainKeys
-from shared.registry import CHALLENGER, CHAMPION, Registry, Route
-from shared.registry_records import RegistryRecords
+from shared.registry import CHALLENGER, CHAMPION, Registry
+from shared.registry_records import RegistryRecords, Route
 from shared.types import AdapterName, DomainId
 from tests.factories import BEAUTY, commit, manifest
 
