@@ -26,6 +26,7 @@ from evolver.inputs import Pipeline
 from evolver.monitor import MAX_RUN_S
 from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
+from shared.allocator import keep_freed_memory
 from shared.config import Settings
 from shared.parent import signal_when_parent_dies
 from shared.redis_urls import broker_url
@@ -106,6 +107,7 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
         # A killed worker takes its child along: nobody would look after it, and two of them might not fit in memory.
         signal_when_parent_dies(signal.SIGKILL)  # Linux only; elsewhere the lease alone keeps runs apart
         _stay_in_the_background()
+        keep_freed_memory()
         if pipeline is None:
             # While the child waits for a run: half of a short run's time would go into imports.
             threading.Thread(target=load_pipeline, name="evolver-warm-up", daemon=True).start()

@@ -14,6 +14,7 @@ from deploy.cli.bench_processes import run_at_once
 from deploy.cli.bench_run import FULL, QUICK, Plan, Source
 from deploy.cli.options import AsJson, InteractionsFile, ItemsFile
 from deploy.output import note_console, print_json, result_console, share_progress
+from shared.allocator import keep_freed_memory
 from shared.config import Settings
 from shared.errors import InvalidInput, NotFound
 
@@ -55,6 +56,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Compare EvoRec with retraining, fine-tuning and others on your own data, and write report.md with plots."""
+    keep_freed_memory()
     size = QUICK if quick else FULL
     size = replace(
         size,

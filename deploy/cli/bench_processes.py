@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from deploy.cli.bench_run import Plan
 from deploy.output import log_as_notes
+from shared.allocator import keep_freed_memory
 from shared.errors import EvorecError
 from shared.parent import signal_when_parent_dies
 
@@ -92,6 +93,7 @@ def _begin(threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends us
     signal_when_parent_dies(signal.SIGKILL)  # or we would work on, and hold memory and locks
     log_as_notes()
+    keep_freed_memory()
     import torch
     from transformers.utils import logging
 

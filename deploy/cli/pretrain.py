@@ -10,6 +10,7 @@ import typer
 
 from deploy.files import parse_date, read_interactions, read_items
 from deploy.output import note_console, print_json, result_console, share_progress, show_bad_lines
+from shared.allocator import keep_freed_memory
 from shared.config import Settings
 from shared.errors import InvalidInput
 from shared.panel import in_panel
@@ -64,6 +65,7 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
     from evolver.device import device_of_run
     from evolver.pretrain.run import pretrain as run
 
+    keep_freed_memory()
     smooth: dict[str, float] = {}
     with share_progress(note_console()) as progress:
         task = progress.add_task("Training", total=config.total_steps)

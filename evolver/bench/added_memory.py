@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import threading
-from contextlib import suppress
 from types import TracebackType
 
 import psutil
 import torch
+
+from shared.allocator import give_back_memory
 
 INTERVAL_S = 0.05
 MIB = 2**20
@@ -37,12 +36,10 @@ class AddedMemory:
         import peft  # noqa: F401
         from transformers import AutoModelForCausalLM  # noqa: F401
 
-        gc.collect()
         if self._device != "cpu":
             torch.cuda.init()  # type: ignore[no-untyped-call]  # asking about a card by its number does not
             torch.cuda.reset_peak_memory_stats(self._device)
-        with suppress(OSError, AttributeError):  # glibc's alone
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        give_back_memory()
         self._look()
         self._before = self._largest
         self._thread.start()
