@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from shared.manifest import Gate, Manifest, Metrics
 from shared.ranking import BlendWeights
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
-_REHEARSED = 0.25  # inactive users for each active one (ADR 0024)
+_REHEARSED = 3  # inactive users for each active one (ADR 0033)
 
 Progress = Callable[[str, float], None]
 """`progress(stage, share)`: the stage that runs (locate, forget, update, evaluate) and its done share, 0..1."""
@@ -52,7 +51,7 @@ def working_on(user_id: UserId) -> Iterator[None]:
 
 def n_rehearsed(n_active: int) -> int:
     """How many inactive users are rehearsed beside so many active ones, where members rehearse."""
-    return math.ceil(_REHEARSED * n_active)
+    return _REHEARSED * n_active
 
 
 @dataclass(frozen=True, slots=True)

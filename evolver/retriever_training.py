@@ -21,8 +21,13 @@ from shared.types import Item, ItemId, UserId
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
 WEIGHT_DECAY = 0.3  # AdamW's, beside a dropout of one half: most items have a handful of interactions (ADR 0030)
+# AdamW's learning rates: as fast as from scratch, who rehearses; slower, whom nothing keeps from forgetting (ADR 0033).
+RATE, WINDOW_RATE = 3e-3, 1e-3
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
+
+Targets = Mapping[UserId, frozenset[int]]
+"""Which positions of whose sequences are predicted."""
 
 
 def retriever_config(settings: Settings) -> RetrieverConfig:
@@ -44,7 +49,7 @@ def train_retriever(
     torch.manual_seed(seed)
     model = Retriever([item.item_id for item in items], config)
     targets = {user: frozenset(range(1, len(sequence))) for user, sequence in sequences.items()}
-    _fit(model.to(device), items, sequences, targets, epochs=epochs, seed=seed, learning_rate=3e-3, on_step=on_step)
+    _fit(model.to(device), items, sequences, [targets] * epochs, seed=seed, learning_rate=RATE, on_step=on_step)
     return model.to(CPU).eval()
 
 
@@ -52,17 +57,17 @@ def finetune_retriever(
     parent: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Mapping[UserId, frozenset[int]],
+    targets: Sequence[Targets],
     *,
-    epochs: int,
+    learning_rate: float,
     seed: int,
     on_step: Callable[[float], None],
     device: torch.device = CPU,
 ) -> Retriever:
-    """A copy of the parent, fitted to the positions in `targets` alone."""
+    """A copy of the parent, fitted to the positions in `targets` alone, which has those of each epoch."""
     torch.manual_seed(seed)
     model = parent.with_items([item.item_id for item in items])
-    _fit(model.to(device), items, sequences, targets, epochs=epochs, seed=seed, learning_rate=1e-3, on_step=on_step)
+    _fit(model.to(device), items, sequences, targets, seed=seed, learning_rate=learning_rate, on_step=on_step)
     return model.to(CPU).eval()
 
 
@@ -70,7 +75,7 @@ def renew_retriever(
     parent: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    window: Mapping[UserId, frozenset[int]],
+    window: Targets,
     rehearsed: Sequence[UserId],
     *,
     rehearsing: float,
@@ -79,66 +84,70 @@ def renew_retriever(
     on_step: Callable[[float], None],
     device: torch.device = CPU,
 ) -> Retriever:
-    """The parent, each member fitted to the positions in `window`; a share `rehearsing` of the members, the last ones
-    and rounded up, to all that the `rehearsed` users did as well (ADR 0029).
+    """The parent, each member fitted to the positions in `window` in every epoch; a share `rehearsing` of the members,
+    the last ones and rounded up (ADR 0029), to all that the `rehearsed` users did as well, other users in each epoch
+    (ADR 0033).
     """
     members = parent.config.members
     alone = members - math.ceil(rehearsing * members)
 
-    def fitted(start: int, end: int, targets: Mapping[UserId, frozenset[int]]) -> Retriever:
+    def fitted(start: int, end: int, targets: Sequence[Targets], learning_rate: float) -> Retriever:
         return finetune_retriever(
             parent.part(start, end),
             items,
             sequences,
             targets,
-            epochs=epochs,
+            learning_rate=learning_rate,
             seed=seed,
             on_step=lambda share: on_step((start + share * (end - start)) / members),
             device=device,
         )
 
-    everything = {user: frozenset(range(len(sequences[user]))) for user in rehearsed}
-    parts = ((0, alone, window), (alone, members, {**window, **everything}))
-    return Retriever.joined([fitted(start, end, targets) for start, end, targets in parts if start < end])
+    remembered = [
+        {**window, **{user: frozenset(range(len(sequences[user]))) for user in rehearsed[epoch::epochs]}}
+        for epoch in range(epochs)
+    ]
+    parts = (
+        (0, alone, [window] * epochs, WINDOW_RATE),
+        (alone, members, remembered, RATE if rehearsed else WINDOW_RATE),
+    )
+    return Retriever.joined([fitted(*part) for part in parts if part[0] < part[1]])
 
 
 def _fit(
     model: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Mapping[UserId, frozenset[int]],
+    targets: Sequence[Targets],
     *,
-    epochs: int,
     seed: int,
     learning_rate: float,
     on_step: Callable[[float], None],
 ) -> None:
+    """An epoch for each of `targets`."""
     rows = {item.item_id: row for row, item in enumerate(items)}
-    chunks = list(_chunks(rows, sequences, targets, model.config.max_length))
-    if not chunks:
-        return
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     words = ItemWords.of(items, model.config.word_buckets)
-    batches_per_epoch = -(-len(chunks) // BATCH_USERS)
     model.train()
-    for epoch in range(epochs):
+    for epoch, wanted in enumerate(targets):
+        chunks = list(_chunks(rows, sequences, wanted, model.config.max_length))
         order = torch.randperm(len(chunks), generator=generator).tolist()
-        for number in range(batches_per_epoch):
-            picked = [chunks[index] for index in order[number * BATCH_USERS : (number + 1) * BATCH_USERS]]
+        for start in range(0, len(chunks), BATCH_USERS):
+            picked = [chunks[index] for index in order[start : start + BATCH_USERS]]
             loss = _loss(model, words, picked, generator)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             for member in model.members:
                 nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
-            on_step((epoch * batches_per_epoch + number + 1) / (epochs * batches_per_epoch))
+            on_step((epoch + (start + len(picked)) / len(chunks)) / len(targets))
 
 
 def _chunks(
     rows: Mapping[ItemId, int],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Mapping[UserId, frozenset[int]],
+    targets: Targets,
     max_length: int,
 ) -> Iterator[tuple[list[int], list[bool]]]:
     """Each user's newest `max_length` + 1 catalog rows, and which of them are targets."""

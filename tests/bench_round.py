@@ -115,7 +115,7 @@ def watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
         return update(model, layers, active, inactive, active, *rest, **more)
 
     def fitting(parent: Any, items: Any, sequences: Any, targets: Any, **more: Any) -> Any:
-        users = frozenset(user for user, places in targets.items() if places)
+        users = frozenset(user for epoch in targets for user, places in epoch.items() if places)
         seen.fitted.append((parent.config.members, users))
         return finetune_retriever(parent, items, sequences, targets, **more)
 

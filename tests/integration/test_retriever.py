@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evolver.retriever_training import finetune_retriever, renew_retriever, train_retriever
+from evolver.retriever_training import RATE, WINDOW_RATE, finetune_retriever, renew_retriever, train_retriever
 from shared.errors import InvalidArtifact
 from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
 from shared.sasrec import RetrieverConfig
@@ -81,15 +81,20 @@ def test_the_last_members_rehearse(members: int, rehearsing: float) -> None:
         UserId("active"): tuple(item.item_id for item in (*TENTS[:3], TENTS[-1])),
         UserId("inactive"): tuple(item.item_id for item in TEAS[:4]),
     }
+    away = [UserId("inactive"), UserId("another"), UserId("third")]
+    sequences |= {away[1]: sequences[away[0]][1:], away[2]: sequences[away[0]][:2]}
     window = {UserId("active"): frozenset({2, 3})}
-    everything = {**window, UserId("inactive"): frozenset(range(4))}
+    everything = [
+        {**window, away[0]: frozenset(range(4)), away[2]: frozenset(range(2))},
+        {**window, away[1]: frozenset(range(3))},
+    ]
     shares: list[float] = []
     renewed = renew_retriever(
         parent,
         ITEMS,
         sequences,
         window,
-        [UserId("inactive")],
+        away,
         rehearsing=rehearsing,
         epochs=2,
         seed=0,
@@ -99,12 +104,35 @@ def test_the_last_members_rehearse(members: int, rehearsing: float) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     alone = members - {0.0: 0, 0.5: (members + 1) // 2, 1.0: members}[rehearsing]
-    for start, end, targets in ((0, alone, window), (alone, members, everything)):
+    for start, end, targets, rate in ((0, alone, [window] * 2, WINDOW_RATE), (alone, members, everything, RATE)):
         if start < end:
             part = finetune_retriever(
-                parent.part(start, end), ITEMS, sequences, targets, epochs=2, seed=0, on_step=lambda _: None
+                parent.part(start, end), ITEMS, sequences, targets, learning_rate=rate, seed=0, on_step=lambda _: None
             )
             torch.testing.assert_close(renewed.part(start, end).state_dict(), part.state_dict(), rtol=0, atol=0)
+
+
+def test_with_nobody_to_rehearse_all_members_follow_the_window_alike(trained: Retriever) -> None:
+    sequences = {UserId("u"): tuple(item.item_id for item in TENTS[:4])}
+    window = {UserId("u"): frozenset({2, 3})}
+    half, none = (
+        renew_retriever(
+            trained, ITEMS, sequences, window, [], rehearsing=share, epochs=2, seed=0, on_step=lambda _: None
+        ).part(1, 2)
+        for share in (0.5, 0.0)
+    )
+    alone = finetune_retriever(
+        trained.part(1, 2),
+        ITEMS,
+        sequences,
+        [window] * 2,
+        learning_rate=WINDOW_RATE,
+        seed=0,
+        on_step=lambda _: None,
+    )
+    torch.testing.assert_close(half.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(half.members[0].state_dict()["ids.weight"], trained.members[1].state_dict()["ids.weight"])
+    assert none.config.members == 1
 
 
 def test_a_renewed_retriever_with_nothing_to_learn_is_its_parent(trained: Retriever) -> None:
@@ -122,7 +150,13 @@ def test_members_learn_apart(trained: Retriever) -> None:
             parameter.mul_(3.0)
     fitted, of_other = (
         finetune_retriever(
-            one, ITEMS, sequences, {UserId("u"): frozenset({2, 3})}, epochs=2, seed=0, on_step=lambda _: None
+            one,
+            ITEMS,
+            sequences,
+            [{UserId("u"): frozenset({2, 3})}] * 2,
+            learning_rate=WINDOW_RATE,
+            seed=0,
+            on_step=lambda _: None,
         )
         for one in (trained, other)
     )
@@ -202,12 +236,16 @@ def test_fine_tuning_learns_the_windows_positions_alone(trained: Retriever) -> N
     """The window says: after a tea comes tent-7. Without a target nothing changes."""
     sequences = {UserId(f"w{n}"): (TEAS[n % 8].item_id, TENTS[7].item_id) for n in range(24)}
     window = {user: frozenset({1}) for user in sequences}
-    tuned = finetune_retriever(trained, ITEMS, sequences, window, epochs=15, seed=0, on_step=lambda _: None)
+    tuned = finetune_retriever(
+        trained, ITEMS, sequences, [window] * 15, learning_rate=WINDOW_RATE, seed=0, on_step=lambda _: None
+    )
     before = RetrieverIndex(trained, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0]
     after = RetrieverIndex(tuned, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0]
     assert after > before + 1
     nothing = {user: frozenset[int]() for user in sequences}
-    same = finetune_retriever(trained, ITEMS, sequences, nothing, epochs=2, seed=0, on_step=lambda _: None)
+    same = finetune_retriever(
+        trained, ITEMS, sequences, [nothing] * 2, learning_rate=WINDOW_RATE, seed=0, on_step=lambda _: None
+    )
     assert RetrieverIndex(same, ITEMS).scores([TEAS[0].item_id], [TENTS[7].item_id])[0] == before
 
 

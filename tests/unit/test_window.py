@@ -60,9 +60,9 @@ def test_others_are_other_ones_after_each_champion_and_the_panel_stays() -> None
     assert len(first & second - panel) < 5
 
 
-def test_there_are_a_quarter_as_many_others_as_active_users() -> None:
-    active = frozenset(USERS[:400])
+def test_there_are_three_times_as_many_others_as_active_users() -> None:
+    active = frozenset(USERS[:100])
     sample = sample_inactive(USERS, active, SETTINGS, 1, FIRST)
 
-    assert sum(not in_panel(user, 0.1) for user in sample) == 100
+    assert sum(not in_panel(user, 0.1) for user in sample) == 300
     assert sum(in_panel(user, 0.1) for user in sample) == 20
