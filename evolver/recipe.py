@@ -94,7 +94,7 @@ def random_layers(n_layers: int, seed: Seed) -> tuple[int, ...]:
 class Recipe:
     """`forget`: outdated interactions leave the sequences. `consistency`: the LLM's predictions for inactive users stay
     the parent's. `rehearsing`: where the parent's retriever is renewed, the share of its members (rounded up) that
-    are fitted to some inactive users' interactions as well as to the window, lest it forget them (ADR 0029).
+    are fitted to some inactive users' interactions as well as to the window, lest it forget them (ADRs 0029, 0033).
     `negatives`: what a target stands beside.
     """
 
