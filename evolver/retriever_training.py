@@ -26,8 +26,8 @@ RATE, WINDOW_RATE = 3e-3, 1e-3
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
 
-Targets = Mapping[UserId, frozenset[int]]
-"""Which positions of whose sequences are predicted."""
+Places = Mapping[UserId, frozenset[int]]
+"""Which places of whose sequences are predicted."""
 
 
 def retriever_config(settings: Settings) -> RetrieverConfig:
@@ -57,7 +57,7 @@ def finetune_retriever(
     parent: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Sequence[Targets],
+    targets: Sequence[Places],
     *,
     learning_rate: float,
     seed: int,
@@ -75,7 +75,7 @@ def renew_retriever(
     parent: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    window: Targets,
+    window: Places,
     rehearsed: Sequence[UserId],
     *,
     rehearsing: float,
@@ -91,7 +91,7 @@ def renew_retriever(
     members = parent.config.members
     alone = members - math.ceil(rehearsing * members)
 
-    def fitted(start: int, end: int, targets: Sequence[Targets], learning_rate: float) -> Retriever:
+    def fitted(start: int, end: int, targets: Sequence[Places], learning_rate: float) -> Retriever:
         return finetune_retriever(
             parent.part(start, end),
             items,
@@ -118,7 +118,7 @@ def _fit(
     model: Retriever,
     items: Sequence[Item],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Sequence[Targets],
+    targets: Sequence[Places],
     *,
     seed: int,
     learning_rate: float,
@@ -131,7 +131,8 @@ def _fit(
     words = ItemWords.of(items, model.config.word_buckets)
     model.train()
     for epoch, wanted in enumerate(targets):
-        chunks = list(_chunks(rows, sequences, wanted, model.config.max_length))
+        if epoch == 0 or wanted is not targets[epoch - 1]:
+            chunks = list(_chunks(rows, sequences, wanted, model.config.max_length))
         order = torch.randperm(len(chunks), generator=generator).tolist()
         for start in range(0, len(chunks), BATCH_USERS):
             picked = [chunks[index] for index in order[start : start + BATCH_USERS]]
@@ -147,7 +148,7 @@ def _fit(
 def _chunks(
     rows: Mapping[ItemId, int],
     sequences: Mapping[UserId, Sequence[ItemId]],
-    targets: Targets,
+    targets: Places,
     max_length: int,
 ) -> Iterator[tuple[list[int], list[bool]]]:
     """Each user's newest `max_length` + 1 catalog rows, and which of them are targets."""
