@@ -21,7 +21,7 @@ from shared.types import Item, ItemId, UserId
 MAX_SOFTMAX_ITEMS = 4096
 BATCH_USERS = 128
 WEIGHT_DECAY = 0.3  # AdamW's, beside a dropout of one half: most items have a handful of interactions (ADR 0030)
-# AdamW's learning rates: as fast as from scratch, who rehearses; slower, whom nothing keeps from forgetting (ADR 0033).
+# AdamW's learning rates: as fast as from scratch, who rehearses; slower, whom little keeps from forgetting (ADR 0033).
 RATE, WINDOW_RATE = 3e-3, 1e-3
 READ_AT_ONCE = {"cpu": 32, "cuda": BATCH_USERS}  # users of a batch: a GPU waits longer for kernels than for padding
 CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def renew_retriever(
     ]
     parts = (
         (0, alone, [window] * epochs, WINDOW_RATE),
-        (alone, members, remembered, RATE if rehearsed else WINDOW_RATE),
+        (alone, members, remembered, RATE if len(rehearsed) >= len(window) else WINDOW_RATE),
     )
     return Retriever.joined([fitted(*part) for part in parts if part[0] < part[1]])
 

@@ -112,20 +112,27 @@ def test_the_last_members_rehearse(members: int, rehearsing: float) -> None:
             torch.testing.assert_close(renewed.part(start, end).state_dict(), part.state_dict(), rtol=0, atol=0)
 
 
-def test_with_nobody_to_rehearse_a_member_that_would_follows_the_window_slowly(trained: Retriever) -> None:
-    sequences = {UserId("u"): tuple(item.item_id for item in TENTS[:4])}
-    window = {UserId("u"): frozenset({2, 3})}
+@pytest.mark.parametrize(("n_rehearsed", "rate"), [(0, WINDOW_RATE), (1, WINDOW_RATE), (2, RATE)])
+def test_who_meets_fewer_inactive_users_than_active_ones_learns_slowly(
+    trained: Retriever, n_rehearsed: int, rate: float
+) -> None:
+    sequences = {UserId(user): tuple(item.item_id for item in TENTS[:4]) for user in ("active", "as active")}
+    window = {user: frozenset({2, 3}) for user in sequences}
+    away = [UserId(f"inactive {number}") for number in range(n_rehearsed)]
+    sequences |= {user: tuple(item.item_id for item in TEAS[:4]) for user in away}
     renewed = renew_retriever(
-        trained, ITEMS, sequences, window, [], rehearsing=0.5, epochs=2, seed=0, on_step=lambda _: None
+        trained, ITEMS, sequences, window, away, rehearsing=0.5, epochs=1, seed=0, on_step=lambda _: None
     )
-    slow, fast = (
-        finetune_retriever(
-            trained.part(1, 2), ITEMS, sequences, [window] * 2, learning_rate=rate, seed=0, on_step=lambda _: None
+    targets = [{**window, **{user: frozenset(range(4)) for user in away}}]
+    at_rate = {
+        rate: finetune_retriever(
+            trained.part(1, 2), ITEMS, sequences, targets, learning_rate=rate, seed=0, on_step=lambda _: None
         ).state_dict()
         for rate in (WINDOW_RATE, RATE)
-    )
-    torch.testing.assert_close(renewed.part(1, 2).state_dict(), slow, rtol=0, atol=0)
-    assert not torch.equal(slow["members.0.words.weight"], fast["members.0.words.weight"])
+    }
+    torch.testing.assert_close(renewed.part(1, 2).state_dict(), at_rate[rate], rtol=0, atol=0)
+    words = "members.0.words.weight"
+    assert not torch.equal(at_rate[WINDOW_RATE][words], at_rate[RATE][words])
 
 
 def test_a_renewed_retriever_with_nothing_to_learn_is_its_parent(trained: Retriever) -> None:
