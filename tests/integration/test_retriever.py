@@ -125,10 +125,10 @@ def test_who_meets_fewer_inactive_users_than_active_ones_learns_slowly(
     )
     targets = [{**window, **{user: frozenset(range(4)) for user in away}}]
     at_rate = {
-        rate: finetune_retriever(
-            trained.part(1, 2), ITEMS, sequences, targets, learning_rate=rate, seed=0, on_step=lambda _: None
+        each: finetune_retriever(
+            trained.part(1, 2), ITEMS, sequences, targets, learning_rate=each, seed=0, on_step=lambda _: None
         ).state_dict()
-        for rate in (WINDOW_RATE, RATE)
+        for each in (WINDOW_RATE, RATE)
     }
     torch.testing.assert_close(renewed.part(1, 2).state_dict(), at_rate[rate], rtol=0, atol=0)
     words = "members.0.words.weight"
