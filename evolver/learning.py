@@ -188,17 +188,17 @@ class Learner:
         rehearsing = self._recipe.rehearsing
         active = self.examples.users(Targets.WINDOW)
         rehearsed = self.examples.inactive_users(n_rehearsed(len(active)) if rehearsing else 0)
-        sequences, window = {}, {}
+        sequences, places = {}, {}
         for user in (*active, *rehearsed):
             with working_on(user):
                 events = self._known.filter(user, self._split.visible[user])
                 sequences[user] = item_sequence(events)
-                window[user] = self._window_places(events)
+                places[user] = self._window_places(events)
         return renew_retriever(
             self._parent_retriever,
             self._inputs.items,
             sequences,
-            window,
+            {user: places[user] for user in active},
             rehearsed,
             rehearsing=rehearsing,
             epochs=self._settings.retriever_window_epochs,

@@ -93,8 +93,9 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
 def _balanced(panel: Sequence[UserId], active: frozenset[UserId], limit: int, rng: np.random.Generator) -> list[UserId]:
     """At most `limit` panel users, half of each group where there are as many."""
     groups = [[user for user in panel if (user in active) is wanted] for wanted in (True, False)]
-    room = [min(len(group), limit // 2) for group in groups]
-    room = [min(len(group), limit - other) for group, other in zip(groups, reversed(room), strict=True)]
+    in_window, away = map(len, groups)
+    first = min(in_window, limit - min(away, limit // 2))
+    room = [first, min(away, limit - first)]
     return [user for group, size in zip(groups, room, strict=True) for user in _drawn(group, size, rng)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from safetensors.torch import load_file
@@ -34,14 +34,22 @@ PANEL_SHARE = 0.2
 Asked = list[tuple[UserId, tuple[ItemId, ...], ItemId]]
 
 
+class Fit(NamedTuple):
+    """How many members of a retriever were fine-tuned, on whose interactions, and how fast."""
+
+    members: int
+    users: frozenset[UserId]
+    learning_rate: float
+
+
 @dataclass
 class Seen:
     """What one strategy did: (user, history, target) of its labelled prompts, the LoRA that Update began with, how many
-    inactive prompts it was given, how many members of its retriever were fine-tuned on whose interactions, what was
-    asked for near negatives, and what share of all they are.
+    inactive prompts it was given, how its retriever was fine-tuned, what was asked for near negatives, and what share
+    of all they are.
     """
 
-    fitted: list[tuple[int, frozenset[UserId]]] = field(default_factory=list)
+    fitted: list[Fit] = field(default_factory=list)
     asked: Asked = field(default_factory=list)
     start: dict[str, Tensor] = field(default_factory=dict)
     n_inactive: int = 0
@@ -116,7 +124,7 @@ def watched(patch: pytest.MonkeyPatch, seen: Seen) -> None:
 
     def fitting(parent: Any, items: Any, sequences: Any, targets: Any, **more: Any) -> Any:
         users = frozenset(user for epoch in targets for user, places in epoch.items() if places)
-        seen.fitted.append((parent.config.members, users))
+        seen.fitted.append(Fit(parent.config.members, users, more["learning_rate"]))
         return finetune_retriever(parent, items, sequences, targets, **more)
 
     patch.setattr("evolver.retriever_training.finetune_retriever", fitting)

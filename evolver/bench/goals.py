@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,8 +153,15 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
     return judge
 
 
+def _nobody(seeds: Sequence[Results], number: int, kind: str, candidates: str, group: str) -> bool:
+    """Whether a group was empty in that round: there is no difference between two means over nobody."""
+    return math.isnan(mean_figure(seeds, number, EVOREC, kind, candidates, group, FIGURE))
+
+
 def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
-    def judge(number: int) -> Verdict:
+    def judge(number: int) -> Verdict | None:
+        if _nobody(seeds, number, kind, candidates, "U_A"):
+            return None
         found = between(seeds, number, EVOREC, FINETUNE, kind, candidates, "U_A")
         return Verdict(interval(found), found.high >= 0)
 
@@ -161,26 +169,33 @@ def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
 
 
 def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) -> Judge:
-    def lowest(number: int, name: str) -> float:
-        low = between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low
-        return low / mean_figure(seeds, number, FROZEN, MEMORY, candidates, "U_I", FIGURE)
+    def judge(number: int) -> Verdict | None:
+        if _nobody(seeds, number, MEMORY, candidates, "U_I"):
+            return None
+        known = mean_figure(seeds, number, FROZEN, MEMORY, candidates, "U_I", FIGURE)
+        if not known:
+            return Verdict(f"`{FROZEN}` finds nothing that could be forgotten", None)
 
-    def judge(number: int) -> Verdict:
-        found = lowest(number, EVOREC)
-        beside = f" (`{FINETUNE}` {lowest(number, FINETUNE):+.1%})" if FINETUNE in names else ""
+        def lowest(name: str) -> float:
+            return between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low / known
+
+        found = lowest(EVOREC)
+        beside = f" (`{FINETUNE}` {lowest(FINETUNE):+.1%})" if FINETUNE in names else ""
         return Verdict(f"{found:+.1%} at the lower end{beside}", found > MOST_FORGOTTEN)
 
     return judge
 
 
 def _keeps(seeds: Sequence[Results], candidates: str) -> Judge:
-    def judge(number: int) -> Verdict:
+    def judge(number: int) -> Verdict | None:
+        if _nobody(seeds, number, NEXT, candidates, "U_I"):
+            return None
         ours, theirs = (
             between(seeds, number, name, FROZEN, NEXT, candidates, "U_I").mean for name in (EVOREC, FINETUNE)
         )
         if theirs <= 0:
             return Verdict(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)
-        return Verdict(f"{ours / theirs:.0%}", ours / theirs >= GAIN_KEPT)
+        return Verdict(f"{ours / theirs:.1%}", ours / theirs >= GAIN_KEPT)
 
     return judge
 
@@ -208,14 +223,17 @@ def _trains(seeds: Sequence[Results]) -> Judge:
 def _per_example(seeds: Sequence[Results]) -> Judge:
     def judge(number: int) -> Verdict | None:
         located = [one for one in seeds if _in_upper_two_thirds(one, number)]
-        if not located:
-            return None
+
+        def examples(name: str) -> float:
+            return _mean(located, lambda one: _cost(one, number, name)["examples"])
 
         def seconds(name: str) -> float:
-            return _seconds(located, number, name) / _mean(located, lambda one: _cost(one, number, name)["examples"])
+            return _seconds(located, number, name) / examples(name)
 
+        if not (located and examples(EVOREC) and examples(FINETUNE)):
+            return None
         share = seconds(EVOREC) / seconds(FINETUNE)
-        return Verdict(f"{share:.0%}", share <= COST_PER_EXAMPLE)
+        return Verdict(f"{share:.1%}", share <= COST_PER_EXAMPLE)
 
     return judge
 
@@ -228,6 +246,6 @@ def _in_upper_two_thirds(one: Results, number: int) -> bool:
 def _of_retraining(seeds: Sequence[Results]) -> Judge:
     def judge(number: int) -> Verdict:
         share = _seconds(seeds, number, EVOREC) / _seconds(seeds, number, RETRAIN)
-        return Verdict(f"{share:.0%}", share <= COST_OF_ROUND)
+        return Verdict(f"{share:.1%}", share <= COST_OF_ROUND)
 
     return judge

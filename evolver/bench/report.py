@@ -21,7 +21,7 @@ from evolver.bench import known_truth
 from evolver.bench.about import about
 from evolver.bench.goals import Goal, goals, goals_met, goals_table
 from evolver.bench.plots import draw_plots
-from evolver.bench.reading import Results, n_rounds
+from evolver.bench.reading import Results, n_rounds, strategies_of
 from evolver.bench.results import FINETUNE, FORMAT, FROZEN, RETRAIN
 from evolver.bench.summary import ALL, Compared, compared, summary
 from evolver.bench.tables import NOTHING, all_figures, interval, main_tables, markdown
@@ -72,6 +72,8 @@ def read_results(paths: Sequence[Path]) -> dict[str, list[Results]]:
         differ = sorted({key for one in seeds for key in _unlike(seeds[0], one)})
         if differ:
             raise InvalidInput(f"the seeds of {name} are of different runs ({', '.join(differ)} differ): give --name")
+        if not strategies_of(seeds):
+            raise InvalidInput(f"the seeds of {name} have no strategy in common: run one of them with all")
         # What every seed has: costs, too, are means over the same rounds.
         datasets[name] = [{**one, "rounds": one["rounds"][: n_rounds(seeds)]} for one in seeds]
     return datasets

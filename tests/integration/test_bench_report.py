@@ -153,6 +153,10 @@ def test_results_that_cannot_be_read_together_are_refused(tmp_path: Path) -> Non
     elsewhere = _written(tmp_path, 4, data=data | {"users": data["users"] + 1})
     with pytest.raises(InvalidInput, match=r"shop are of different runs \(data users differ\)"):
         read_results([twice, elsewhere])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(bench_results(["kl"], seed=5, value=lambda *_: 0.5)))
+    with pytest.raises(InvalidInput, match="shop have no strategy in common"):
+        read_results([_written(tmp_path, 4), other])
 
 
 def test_of_seeds_that_went_on_for_longer_the_rounds_that_all_have_are_read(tmp_path: Path) -> None:

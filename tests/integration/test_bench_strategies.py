@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from evolver.bench.strategies import STRATEGIES
 from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.version_files import load_blend, load_version
 from evolver.inputs import ParentVersion
+from evolver.learning import Learner
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
+from evolver.recipe import EVOREC
+from evolver.retriever_training import RATE, WINDOW_RATE
+from evolver.stages import Stages
 from evolver.update import EXAMPLES_PER_INACTIVE
 from shared.forgotten import FORGOTTEN_FILE, ForgottenSet
 from shared.retriever import RETRIEVER_FILE, Retriever, RetrieverIndex
@@ -62,10 +67,27 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Round:
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - {"frozen", "retrain"}))
 def test_members_that_rehearse_see_inactive_users_that_may_be_learned_from(played: Round, name: str) -> None:
     parts = evolver_split(played.inputs, played.settings)
-    inactive = [(members, users - parts.active) for members, users in played.seen[name].fitted]
+    inactive = [(fit.members, fit.users - parts.active) for fit in played.seen[name].fitted]
     assert all(users <= parts.trainable for _, users in inactive)
     expected = [(1, False), (1, True)] if name in HALF_REHEARSE else [(2, name in ALL_REHEARSE)]
     assert [(members, bool(users)) for members, users in inactive] == expected
+
+
+@pytest.mark.parametrize(("n_active", "rate"), [(2, RATE), (None, WINDOW_RATE)])
+def test_who_rehearses_learns_fast_beside_few_active_users(
+    played: Round, monkeypatch: pytest.MonkeyPatch, n_active: int | None, rate: float
+) -> None:
+    """All of the store's window leaves fewer inactive users than active ones; two users' window many more."""
+    inputs, settings, parent = played.inputs, played.settings, played.folder / "bootstrap"
+    if n_active is not None:
+        active = [user for user, events in sorted(inputs.histories.items()) if user not in inputs.panel][:n_active]
+        newest = frozenset(event.event_id for user in active for event in inputs.histories[user][-2:])
+        inputs = replace(inputs, window_event_ids=newest)
+    seen = Seen()
+    watched(monkeypatch, seen)
+    parts = evolver_split(inputs, settings)
+    Learner(inputs, parts, parent, settings, EVOREC, Stages(lambda stage, share: None)).learn()
+    assert [fit.learning_rate for fit in seen.fitted] == [WINDOW_RATE, rate]
 
 
 def test_frozen_changes_nothing(played: Round) -> None:
@@ -146,7 +168,7 @@ def test_no_panel_user_is_ever_trained_on(played: Round, name: str) -> None:
     asked = {user for user, _, _ in played.seen[name].asked}
     assert bool(asked) is (name != "frozen")
     assert not asked & played.inputs.panel
-    assert not any(users & played.inputs.panel for _, users in played.seen[name].fitted)
+    assert not any(fit.users & played.inputs.panel for fit in played.seen[name].fitted)
 
 
 def test_the_retriever_is_renewed_alike_by_all_that_learn_from_the_window(played: Round) -> None:

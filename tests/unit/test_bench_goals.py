@@ -43,7 +43,7 @@ def test_a_winner_meets_what_accuracy_asks_for() -> None:
     assert said[LEVEL].startswith("**+0.100 [")
     assert said[LEVEL].endswith(": met")
     assert re.fullmatch(r"\+[45]\d\.\d% at the lower end \(`finetune` \+[12]\d\.\d%\): met", said[REMEMBERS])
-    assert said[KEEPS] == "200%: met"
+    assert said[KEEPS] == "200.0%: met"
     assert said[BLEND] == "0.500, retriever 0.250: met"
 
 
@@ -63,7 +63,7 @@ def test_a_loser_misses_it() -> None:
     assert said[LEADS].endswith("to `retrain`, 3.87 of its seconds: **missed**")
     assert said[LEVEL].endswith("**missed**")
     assert re.fullmatch(r"-\d\.\d% at the lower end .*: \*\*missed\*\*", said[REMEMBERS])
-    assert said[KEEPS] == "-25%: **missed**"
+    assert said[KEEPS] == "-25.0%: **missed**"
 
 
 def test_goals_of_cost_are_left_out_where_the_accelerator_was_shared() -> None:
@@ -98,11 +98,37 @@ def test_costs_are_held_against_finetune_and_retrain() -> None:
     per_example = "seconds per example at most 60% of `finetune`'s"
     assert said["at most 30% of LoRA trains"] == "30%: met"
     # Seconds over examples: (9 + 80) / 300 against (6 + 40) / 200.
-    assert said[per_example] == "129%: **missed**"
-    assert said["seconds at most 10% of `retrain`'s"] == "387%: **missed**"
+    assert said[per_example] == "129.0%: **missed**"
+    assert said["seconds at most 10% of `retrain`'s"] == "387.0%: **missed**"
     low = {"layers": [0, 8, 9], "votes": [0] * 10, "similarity": [0.9] * 10}
     said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec={"location": low}))
     assert said[per_example] == "does not apply"
+
+
+def test_nothing_is_said_of_a_group_in_which_nobody_was_asked() -> None:
+    found = results(OTHERS | {"finetune": 0.4, "evorec": 0.5})
+    for a_round in found["rounds"]:
+        for asked in a_round["asked"].values():
+            asked["active"] = asked["active"].replace("0", "1")
+        for strategy in a_round["strategies"].values():
+            for of_kind in strategy["metrics"].values():
+                for of_set in of_kind.values():
+                    for of_ranker in of_set.values():
+                        of_ranker["U_I"] = {"n": 0}
+    said = verdicts(found)
+    assert said[REMEMBERS] == said[KEEPS] == "does not apply"
+    assert said[LEVEL].endswith(": met")
+
+
+def test_what_nobody_knew_cannot_be_forgotten() -> None:
+    said = verdicts(results({"frozen": 0.0, "finetune": 0.0, "evorec": 0.0}))
+    assert said[REMEMBERS] == "`frozen` finds nothing that could be forgotten"
+
+
+def test_seconds_per_example_are_not_asked_of_a_round_without_examples() -> None:
+    nothing = {"cost": {"seconds": {"update": 1.0}, **_COST, "examples": 0}}
+    said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec=nothing, finetune=nothing))
+    assert said["seconds per example at most 60% of `finetune`'s"] == "does not apply"
 
 
 @pytest.mark.parametrize("names", [["frozen", "finetune"], ["frozen", "evorec"], ["evorec"]], ids=str)

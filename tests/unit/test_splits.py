@@ -72,6 +72,13 @@ def test_every_held_out_interaction_is_invisible_and_its_user_not_trained_on() -
         assert target.item_id == inputs.histories[target.user_id][-1].item_id
 
 
+@pytest.mark.parametrize("limit", [1, 5, 6])
+def test_no_more_panel_users_are_asked_than_the_limit_says(limit: int) -> None:
+    parts = split(_inputs(), max_panel=limit, max_validation=4)
+    assert len(parts.panel) == limit
+    assert sum(target.active for target in parts.panel) == limit - limit // 2
+
+
 def test_everybody_active_as_at_the_bootstrap_leaves_all_of_the_panel_to_be_asked() -> None:
     inputs = _inputs()
     everything = frozenset(event.event_id for events in inputs.histories.values() for event in events)
