@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     evolve_max_age_s: PositiveInt = Field(24 * 3600, description="Trigger: age of the oldest new interaction")
     trigger_tick_s: float = 10.0
     lease_s: PositiveInt = 30
-    panel_share: float = 0.10
+    panel_share: float = Field(0.10, description="Users who judge all versions and train none, by hash of their id")
     kept_versions: PositiveInt = Field(10, description="Newest versions kept, beside all that are aliased")
     archive: bool = Field(
         True, description="Published windows as Parquet in the artifact store; without it no stream is ever trimmed"

@@ -40,7 +40,8 @@ READING = [
     "",
     "Brackets are paired 95 % bootstrap intervals over users, each with all that the seeds asked of them; bold ones",
     "leave zero out. ± is the standard deviation over seeds. Memory is what learning adds at its largest, to the",
-    "process or on the accelerator. `frozen` keeps the bootstrap's blend, chosen on interactions of all the past.",
+    "process or on the accelerator. `frozen` keeps the bootstrap's blend, chosen on interactions of all the past. The",
+    "seconds of `forget` are for the most part the retriever's training, of every strategy.",
 ]
 
 
