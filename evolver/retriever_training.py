@@ -86,7 +86,7 @@ def renew_retriever(
 ) -> Retriever:
     """The parent, each member fitted to the positions in `window` in every epoch; a share `rehearsing` of the members,
     the last ones and rounded up (ADR 0029), to all that the `rehearsed` users did as well, other users in each epoch
-    and at the faster rate where they are no fewer than the window's (ADR 0033).
+    and at the faster rate where they are no fewer than the window's (ADR 0033). `window`: of active users alone.
     """
     members = parent.config.members
     alone = members - math.ceil(rehearsing * members)
