@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from deploy.client import ServiceClient, ServiceRefused
-from deploy.output import share_progress
+from deploy.output import note_console, share_progress
 from shared.errors import Conflict, EvorecError
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId, EvolutionId
@@ -15,14 +15,18 @@ class EvolutionFailed(EvorecError):
     title = "The evolution did not finish"
 
 
-async def start_evolution(client: ServiceClient, domain: DomainId) -> EvolutionId:
-    """A forced evolution, or the one that the triggers have started in the meantime."""
+async def start_evolution(
+    client: ServiceClient, domain: DomainId, *, force: bool, dry_run: bool = False
+) -> EvolutionId:
+    """A new evolution, or the one that is under way already; for a dry run never that one, which may publish."""
     try:
-        return await client.evolve(domain, force=True)
+        return await client.evolve(domain, force=force, dry_run=dry_run)
     except ServiceRefused as refused:
-        active = await client.active_evolution(domain) if refused.status_code == Conflict.status else None
+        in_the_way = refused.status_code == Conflict.status and not dry_run
+        active = await client.active_evolution(domain) if in_the_way else None
         if active is None:
             raise
+        note_console().print(f"{active} is under way already.")
         return active
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.bench_processes import run_at_once
-from deploy.cli.bench_run import FULL, QUICK, Plan, Source
+from deploy.cli.bench_run import FULL, QUICK, Plan, Source, usual_name
 from deploy.cli.options import AsJson, InteractionsFile, ItemsFile
 from deploy.output import note_console, print_json, result_console, share_progress
 from shared.allocator import keep_freed_memory
@@ -66,7 +66,7 @@ def bench(
         base_scale=base_scale or size.base_scale,
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
-    source = Source(items, interactions, name or interactions.absolute().parent.name, Settings())
+    source = Source(items, interactions, name or usual_name(interactions), Settings())
     plan = Plan(source, chosen, base, size, out, processes, shared=shared)
     write_report = _report_writer()
     numbers = range(first_seed, first_seed + seeds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -213,12 +214,20 @@ class Plan:
             "--max-train-examples": (size.train_examples, usual.train_examples),
             "--max-evaluated": (size.evaluated, usual.evaluated),
             "--base-scale": (size.base_scale, usual.base_scale),
+            "--processes": (self.processes, 1),
         }
         for option, (value, default) in options.items():
             words += [option, str(value)] if value != default else []
         if base is not None:
             words += ["--base", Path(base).name if Path(base).is_dir() else base]
+        if source.name != usual_name(source.interactions):
+            words += ["--name", shlex.quote(source.name)]
         return " ".join([*words, "--strategies", ",".join(self.strategies), "--out", "DIR"])
+
+
+def usual_name(interactions: Path) -> str:
+    """What a dataset is called unless a name is given: its folder's."""
+    return interactions.absolute().parent.name
 
 
 def _short(path: Path) -> str:

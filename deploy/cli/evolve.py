@@ -8,7 +8,7 @@ import typer
 
 from deploy.cli import options
 from deploy.cli.tables import evolution_table
-from deploy.following import follow, require_finished
+from deploy.following import follow, require_finished, start_evolution
 from deploy.output import note_console, print_json, result_console
 from shared.types import DomainId
 
@@ -24,7 +24,7 @@ def evolve(
     url: options.Url = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Start an evolution of a domain and follow it. Exit code 1 where it fails or is cancelled."""
+    """Start an evolution of a domain (or find the one under way) and follow it. Exit code 1 where it fails."""
     options.run(_evolve(options.domain_id(domain), force, dry_run, wait, as_json, url, api_key))
 
 
@@ -32,7 +32,7 @@ async def _evolve(
     domain: DomainId, force: bool, dry_run: bool, wait: bool, as_json: bool, url: str | None, api_key: str | None
 ) -> None:
     async with options.client(url, api_key) as client:
-        evolution_id = await client.evolve(domain, force=force, dry_run=dry_run)
+        evolution_id = await start_evolution(client, domain, force=force, dry_run=dry_run)
         if not wait:
             if as_json:
                 print_json({"evolution_id": evolution_id})

@@ -159,7 +159,7 @@ def _say_paused(domain: DomainId, how: str) -> None:
 
 
 async def first_version(client: ServiceClient, domain: DomainId) -> Evolution:
-    evolution_id = await start_evolution(client, domain)
+    evolution_id = await start_evolution(client, domain, force=True)
     return await follow(client, evolution_id, note_console(), f"Bootstrap of {domain}")
 
 

@@ -74,6 +74,13 @@ def test_files_in_report_out_and_a_second_call_has_nothing_to_do(tmp_path: Path,
     assert len(learned) == 8
 
 
+def test_the_command_has_the_name_that_was_given(tmp_path: Path) -> None:
+    outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", "--name", "the shop", "--json")
+    first = json.loads(Path(json.loads(outcome.stdout)["results"][0]).read_text())
+    assert first["data"]["name"] == "the shop"
+    assert "--name 'the shop' --strategies frozen --out DIR" in first["command"]
+
+
 def test_a_strategy_may_join_later(tmp_path: Path, learned: list[str]) -> None:
     assert _bench(tmp_path, "--quick", "--strategies", "frozen").exit_code == 0
     assert _bench(tmp_path, "--quick", "--strategies", "frozen, evorec-all-layers").exit_code == 0

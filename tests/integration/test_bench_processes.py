@@ -80,6 +80,7 @@ def test_several_processes_find_what_one_does(shop: Path, tmp_path: Path, monkey
             assert ours["metrics"] == theirs["metrics"]
             assert ours["blend"] == theirs["blend"]
         assert one["arguments"] == two["arguments"]  # no GPU is shared here
+        assert two["command"] == one["command"].replace(" --base", " --processes 2 --base")
 
 
 def test_rounds_follow_one_another_and_leave_one_out_is_done_too(

@@ -169,6 +169,36 @@ def test_evolve_asks_for_what_its_flags_say(
     assert asked == calls
 
 
+def answer_while_one_runs(monkeypatch: pytest.MonkeyPatch, listed: list[str]) -> None:
+    """A service in which a trigger has started an evolution; its calls go into `listed`."""
+    running = EVOLUTION.model_copy(update={"status": EvolutionStatus.running}).model_dump(mode="json")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        listed.append(f"{request.method} {request.url.path}")
+        if request.method == "POST":
+            return httpx.Response(409, json={"title": "Conflict", "detail": f"{EVOLUTION.id} is running"})
+        of_domain = request.url.path == "/admin/evolutions"
+        return httpx.Response(200, json={"evolutions": [running]} if of_domain else EVOLUTION.model_dump(mode="json"))
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(options, "client", lambda _, key: ServiceClient("http://service", key, transport=transport))
+
+
+@pytest.mark.parametrize("flags", [[], ["--force"], ["--no-follow"]])
+def test_evolve_follows_the_evolution_that_is_under_way(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:
+    listed: list[str] = []
+    answer_while_one_runs(monkeypatch, listed)
+    assert EVOLUTION.id in invoke("evolve", "--domain", "shop", *flags)
+    assert listed[:2] == ["POST /admin/evolve", "GET /admin/evolutions"]
+
+
+def test_a_dry_run_never_stands_for_an_evolution_that_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    answer_while_one_runs(monkeypatch, listed)
+    result = CliRunner().invoke(app, ["evolve", "--domain", "shop", "--dry-run"])
+    assert (result.exit_code, listed) == (1, ["POST /admin/evolve"])
+
+
 def test_adapters_shows_the_services_versions(asked: list[tuple[str, Any]]) -> None:
     [shop] = json.loads(invoke("adapters", "--json"))
     assert [version["name"] for version in shop["versions"]] == ["shop-v000001"]
