@@ -187,8 +187,16 @@ class Run:
             return await self._monitor.finish(EvolutionStatus.dry, message="dry run: nothing was published")
         self._monitor.progress("publish", 0.0)
         name = await self._backend.registry.reserve_name(self._evolution.domain)
-        manifest = publish.build_manifest(
-            name, self._evolution, read, parent, result, self._backend.settings, stage_seconds=stage_seconds
+        # At a bootstrap it reads all of the base model's weights, and the lease has to be renewed meanwhile.
+        manifest = await asyncio.to_thread(
+            publish.build_manifest,
+            name,
+            self._evolution,
+            read,
+            parent,
+            result,
+            self._backend.settings,
+            stage_seconds=stage_seconds,
         )
         return await self._publish(read, await publish.store(self._backend, manifest, folder))
 

@@ -52,7 +52,7 @@ class Split:
 def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Split:
     """Hold out what panel users did last (for evaluation) and what some active others did (for validation).
 
-    At most a quarter of the panel's inactive users, and `max_validation`, are for validation too.
+    At most a quarter of the panel's inactive users, and as many as active ones, are for validation too.
     """
     known = {item.item_id for item in inputs.items}
     histories = {user: tuple(e for e in events if e.item_id in known) for user, events in inputs.histories.items()}
@@ -70,7 +70,7 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     n_validation = min(max_validation, max(at_least_one, int(VALIDATION_SHARE * len(others))))
     validation = _drawn(others, n_validation, rng)
     inactive = [user for user in panel if user not in active]
-    n_quiet = min(max_validation, int(QUIET_SHARE * len(inactive)))
+    n_quiet = min(len(validation), int(QUIET_SHARE * len(inactive)))  # ADR 0018
     quiet = _drawn(inactive, n_quiet, rng)
     choosing = frozenset(quiet)
     evaluated = _balanced([user for user in panel if user not in choosing], active, max_panel, rng)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from shared.redis_keys import PartitionKeys, partition_of
 from shared.types import STREAM_START, AdapterName, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
 
 _PAGE: Final = 500
+LOOKED_AT: Final = 100  # inactive users, for each that is wanted
 
 StreamRanges = Mapping[int, tuple[str, str]]
 
@@ -73,7 +75,7 @@ class Bounds:
 async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
     """Read the domain's window and all that training needs beside it.
 
-    With a champion: the full histories of the window's users and a bounded, seeded sample of the others.
+    With a champion: the full histories of the window's users, and of a bounded, seeded draw of the others.
     Without one (bootstrap): everything.
     """
     settings = backend.settings
@@ -86,14 +88,15 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         partitions=settings.partitions,
     )
     known = await backend.history.users(domain)
+    items = tuple(await backend.catalog.all(domain))
+    reader = _Reader(backend, domain, bounds, frozenset(item.item_id for item in items))
     if champion is None:
-        users: Sequence[UserId] = sorted(known)
+        histories = await reader.histories(sorted(known))
     else:
         active = await _window_users(backend, domain, bounds)
-        users = [*sorted(active), *sample_inactive(known, active, settings, seed, champion)]
-    items = tuple(await backend.catalog.all(domain))
-    catalog = frozenset(item.item_id for item in items)
-    histories = await _histories(backend, domain, users, bounds, catalog)
+        histories = await reader.histories(sorted(active))
+        for draw in inactive_draws(known, active, settings, seed, champion):
+            histories |= await reader.drawn(draw)
     inputs = EvolutionInputs(
         domain=domain,
         items=items,
@@ -103,14 +106,22 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         seed=seed,
         # Users whom only the archive has will be known again.
         known=frozenset(known) if await backend.history.complete(domain) else None,
-        popularity=await _popularity(backend, domain, catalog),
+        popularity=await _popularity(backend, domain, reader.catalog),
     )
     return Window.of(inputs, bounds.ranges())
 
 
-def sample_inactive(
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """`wanted` of these users, the first ones with something to learn or to ask; in an order drawn with the seed."""
+
+    users: Sequence[UserId]
+    wanted: int
+
+
+def inactive_draws(
     known: Iterable[UserId], active: frozenset[UserId], settings: Settings, seed: int, champion: AdapterName
-) -> tuple[UserId, ...]:
+) -> tuple[Draw, Draw]:
     """Inactive users to measure forgetting on, and others to learn from, who are to keep what they liked.
 
     Of the panel as many as evaluation may use, the same ones for the same seed. Of the others as many, or as many as
@@ -122,16 +133,16 @@ def sample_inactive(
     others = [user for user in inactive if not in_panel(user, settings.panel_share)]
     limit = settings.max_evaluated_users
     return (
-        *_drawn(panel, limit, f"{seed}"),
-        *_drawn(others, max(limit, n_rehearsed(len(active))), f"{seed}:{champion}"),
+        Draw(_shuffled(panel, f"{seed}"), limit),
+        Draw(_shuffled(others, f"{seed}:{champion}"), max(limit, n_rehearsed(len(active)))),
     )
 
 
-def _drawn(users: Iterable[UserId], limit: int, salt: str) -> list[UserId]:
+def _shuffled(users: Iterable[UserId], salt: str) -> list[UserId]:
     def rank(user_id: UserId) -> bytes:
         return hashlib.blake2b(f"{salt}:{user_id}".encode(), digest_size=8).digest()
 
-    return sorted(users, key=rank)[:limit]
+    return sorted(users, key=rank)
 
 
 async def _window_users(backend: Backend, domain: DomainId, bounds: Bounds) -> frozenset[UserId]:
@@ -141,18 +152,41 @@ async def _window_users(backend: Backend, domain: DomainId, bounds: Bounds) -> f
     return frozenset([event.user_id async for event in events if event.event_type in positive])
 
 
-async def _histories(
-    backend: Backend, domain: DomainId, users: Sequence[UserId], bounds: Bounds, catalog: frozenset[ItemId]
-) -> dict[UserId, tuple[Interaction, ...]]:
-    """What can be learned from: positive events on items the catalog still has, up to the window's end."""
-    positive = backend.settings.positive_events
-    histories: dict[UserId, tuple[Interaction, ...]] = {}
-    for page in _pages(users):
-        for user, events in (await backend.history.get_many(domain, page)).items():
-            kept = tuple(e for e in events if e.event_type in positive and e.item_id in catalog and bounds.started(e))
-            if kept:
-                histories[user] = kept
-    return histories
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads what can be learned from: positive events on items the catalog still has, up to the window's end."""
+
+    backend: Backend
+    domain: DomainId
+    bounds: Bounds
+    catalog: frozenset[ItemId]
+
+    async def histories(self, users: Sequence[UserId]) -> dict[UserId, tuple[Interaction, ...]]:
+        """Of those users who have any."""
+        histories: dict[UserId, tuple[Interaction, ...]] = {}
+        for start in range(0, len(users), _PAGE):
+            page = users[start : start + _PAGE]
+            for user, events in (await self.backend.history.get_many(self.domain, page)).items():
+                if kept := tuple(event for event in events if self._teaches(event)):
+                    histories[user] = kept
+        return histories
+
+    async def drawn(self, draw: Draw) -> dict[UserId, tuple[Interaction, ...]]:
+        """Most visitors of a shop never buy, and who bought one item has no history before it: neither fills a place
+        of the draw, but so many users are looked at that it never reads all of a large domain.
+        """
+        found: dict[UserId, tuple[Interaction, ...]] = {}
+        users = draw.users[: LOOKED_AT * draw.wanted]
+        for start in range(0, len(users), _PAGE):
+            if len(found) >= draw.wanted:
+                break
+            page = await self.histories(users[start : start + _PAGE])
+            found |= {user: events for user, events in page.items() if len({event.item_id for event in events}) > 1}
+        return dict(islice(found.items(), draw.wanted))
+
+    def _teaches(self, event: Interaction) -> bool:
+        positive = event.event_type in self.backend.settings.positive_events
+        return positive and event.item_id in self.catalog and self.bounds.started(event)
 
 
 async def _popularity(backend: Backend, domain: DomainId, catalog: frozenset[ItemId]) -> dict[ItemId, float]:
@@ -166,7 +200,3 @@ async def _popularity(backend: Backend, domain: DomainId, catalog: frozenset[Ite
             if item in catalog:
                 masses[item] = float(np.logaddexp2(masses.get(item, -math.inf), mass))
     return masses
-
-
-def _pages(users: Sequence[UserId]) -> Iterator[Sequence[UserId]]:
-    return (users[start : start + _PAGE] for start in range(0, len(users), _PAGE))

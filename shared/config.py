@@ -105,9 +105,11 @@ class Settings(BaseSettings):
     # -- evolution --------------------------------------------------------------------------------
     evolve_min_interactions: PositiveInt = Field(1000, description="Trigger: new interactions since `considered`")
     evolve_max_age_s: PositiveInt = Field(24 * 3600, description="Trigger: age of the oldest new interaction")
-    trigger_tick_s: float = 10.0
+    trigger_tick_s: PositiveFloat = 10.0
     lease_s: PositiveInt = 30
-    panel_share: float = Field(0.10, description="Users who judge all versions and train none, by hash of their id")
+    panel_share: float = Field(
+        0.10, ge=0, lt=1, description="Users who judge all versions and train none, by hash of their id"
+    )
     kept_versions: PositiveInt = Field(10, description="Newest versions kept, beside all that are aliased")
     archive: bool = Field(
         True, description="Published windows as Parquet in the artifact store; without it no stream is ever trimmed"
@@ -125,9 +127,11 @@ class Settings(BaseSettings):
     retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")
     bootstrap_epochs: PositiveInt = 1
     update_epochs: PositiveInt = 2
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     consistency_weights: Annotated[tuple[float, ...], NoDecode] = Field(
-        (1.0,), description="Weights of the consistency term to choose from on validation, comma separated"
+        (1.0,),
+        min_length=1,
+        description="Weights of the consistency term to choose from on validation, comma separated",
     )
     train_threads: PositiveInt | None = None
     train_device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(

@@ -2,7 +2,8 @@
 
 Others write to the archive at the same time, and may have read the user's entries just before they went. So an erasure
 leaves a mark beside the archive before it removes anything: whoever reads the archive leaves the marked entries out,
-and the upkeep removes what a late writer has put there. Marks name users by hash, and go after `MARK_KEPT_S`.
+the upkeep removes what a late writer has put there, and an evolution that had read them publishes nothing of them:
+for its sake there is a mark without an archive too. Marks name users by hash, and go after `MARK_KEPT_S`.
 What goes is noted before it goes, and as long: an erasure that is repeated says all that has gone.
 What is damaged is skipped, so that it does not stop the others; the marks stay until nothing of the partition is.
 """
@@ -115,8 +116,6 @@ class Eraser:
 
     async def _erase(self, domain: DomainId, user_id: UserId) -> frozenset[str]:
         partition = partition_of(user_id, self._settings.partitions)
-        if not self._settings.archive and not await asyncio.to_thread(self._artifacts.files, domain, ARCHIVE):
-            return await self._history.erase(domain, user_id)
         tail = (await self._stream.tail(domain))[partition]
         spans = await asyncio.to_thread(self._files.spans, domain, partition)
         until = max([tail, *(span.until for span in spans)], key=order_of, default=STREAM_START)

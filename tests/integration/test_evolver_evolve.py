@@ -176,7 +176,11 @@ async def test_a_user_erased_meanwhile_is_not_learned_from(redis: Redis, backend
     assert not {USERS[3], USERS[11]} & learned_from(backend, AdapterName(str(evolution.adapter)))
 
 
-async def test_a_user_erased_meanwhile_and_back_is_not_learned_from_as_they_were(backend: Backend) -> None:
+@pytest.mark.parametrize("archive", [True, False])
+async def test_a_user_erased_meanwhile_and_back_is_not_learned_from_as_they_were(
+    redis: Redis, backend: Backend, archive: bool
+) -> None:
+    backend = Backend.over(redis, backend.settings.model_copy(update={"archive": archive}))
     await fill(backend)
     loop, meddled = asyncio.get_running_loop(), list[UserId]()
 

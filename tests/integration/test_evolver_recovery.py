@@ -205,9 +205,11 @@ async def test_an_artifact_that_was_stored_before_a_cancellation_goes(
     assert await nothing_published(backend)
 
 
+@pytest.mark.parametrize("archive", [True, False])
 async def test_an_artifact_that_was_stored_before_an_erasure_is_not_published(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, archive: bool
 ) -> None:
+    backend = Backend.over(backend.redis, backend.settings.model_copy(update={"archive": archive}))
     await fill(backend)
     evolution = await backend.evolutions.create(DOMAIN)
     await die_when_publishing(backend, evolution, monkeypatch)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 
+from evolver import window as window_module
 from evolver.backend import Backend
 from evolver.splits import decayed_popularity
 from evolver.window import load_window
@@ -13,7 +15,7 @@ from shared.panel import in_panel
 from shared.popularity import shares_of
 from shared.restore import Restorer
 from shared.stream import InteractionLog
-from shared.types import DomainId, Interaction, StreamPositions
+from shared.types import DomainId, Interaction, StreamPositions, UserId
 from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, fill, run
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
@@ -79,6 +81,47 @@ async def test_later_windows_hold_full_histories_of_active_users_and_some_of_the
     assert window.until == await backend.log.tail(DOMAIN)
     for events in window.inputs.histories.values():
         assert [event.timestamp for event in events] == sorted(event.timestamp for event in events)
+
+
+async def test_who_has_nothing_to_learn_takes_no_place_among_the_inactive(backend: Backend) -> None:
+    """Most visitors of a shop only look, and some buy one item."""
+    backend = changed(backend, max_evaluated_users=4, panel_share=0.5)
+    buyers, active = USERS[:12], USERS[12:14]
+    await fill(backend, (*buyers, *active))
+    lookers = tuple(UserId(f"looker-{n}") for n in range(150))
+    await fill(backend, lookers, event_type="view")
+    once = [Interaction("", UserId(f"once-{n}"), ITEMS[0].item_id, 1_500.0, "purchase") for n in range(150)]
+    await backend.log.append(DOMAIN, once)
+    await bootstrap(backend)
+    await fill(backend, active, start=2_000.0)
+
+    inputs = (await load_window(backend, DOMAIN, seed=0)).inputs
+
+    inactive = set(inputs.histories) - set(active)
+    assert inactive <= set(buyers)
+    panel = {user for user in buyers if in_panel(user, 0.5)}
+    assert len(inactive & panel) == min(4, len(panel))
+    assert len(inactive - panel) == min(6, len(buyers) - len(panel))
+
+
+async def test_a_draw_looks_at_so_many_users_and_no_more(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_module, "LOOKED_AT", 2)
+    backend = changed(backend, max_evaluated_users=1, panel_share=0.0)
+    await fill(backend, USERS[:1])
+    lookers = tuple(UserId(f"looker-{n}") for n in range(50))
+    await fill(backend, lookers, event_type="view")
+    await bootstrap(backend)
+    asked: list[UserId] = []
+    read = backend.history.get_many
+
+    async def get_many(domain: DomainId, users: Sequence[UserId]) -> dict[UserId, tuple[Interaction, ...]]:
+        asked.extend(users)
+        return await read(domain, users)
+
+    monkeypatch.setattr(backend.history, "get_many", get_many)
+    await load_window(backend, DOMAIN, seed=0)
+
+    assert len(asked) == 2
 
 
 async def test_a_window_knows_everybody_who_was_not_erased(backend: Backend) -> None:

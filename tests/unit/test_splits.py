@@ -38,7 +38,7 @@ def test_inactive_validation_users_are_of_the_panel_and_not_asked_afterwards() -
     inputs = _inputs()
     parts = split(inputs, max_panel=N_PANEL, max_validation=100)
     quiet, asked = _users(parts, "quiet_validation"), _users(parts, "panel")
-    assert len(quiet) == N_PANEL // 2 // 4
+    assert 0 < len(quiet) == min(N_PANEL // 2 // 4, len(parts.validation))
     assert quiet <= inputs.panel - parts.active
     assert asked == inputs.panel - quiet
     assert not any(target.active for target in parts.quiet_validation)
@@ -47,6 +47,15 @@ def test_inactive_validation_users_are_of_the_panel_and_not_asked_afterwards() -
 def test_few_validation_users_are_few_of_both_groups() -> None:
     parts = split(_inputs(), max_panel=N_PANEL, max_validation=2)
     assert (len(parts.validation), len(parts.quiet_validation)) == (2, 2)
+
+
+def test_inactive_users_never_outvote_the_active_ones() -> None:
+    """A small window has few to validate on, a large panel many who were away (ADR 0018)."""
+    inputs = _inputs()
+    quiet = [user for user in inputs.histories if user not in inputs.panel][4:]
+    few = {user: events for user, events in inputs.histories.items() if user not in quiet}
+    parts = split(replace(inputs, histories=few), max_panel=N_PANEL, max_validation=100)
+    assert (len(parts.validation), len(parts.quiet_validation)) == (1, 1)
 
 
 def test_a_few_active_users_are_enough_to_validate_on() -> None:
