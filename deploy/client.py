@@ -143,10 +143,10 @@ class ServiceClient:
                 return
             await asyncio.sleep(_POLL_S)
 
-    async def active_evolution(self, domain: DomainId) -> EvolutionId | None:
+    async def active_evolution(self, domain: DomainId) -> Evolution | None:
         answer = await self._call("GET", f"/admin/evolutions?domain={domain}")
         evolutions = [Evolution.model_validate(record) for record in answer["evolutions"]]
-        return next((e.id for e in evolutions if e.domain == domain and not e.status.final), None)
+        return next((e for e in evolutions if e.domain == domain and not e.status.final), None)
 
     async def pause_evolutions(self, domain: DomainId, paused: bool) -> None:
         await self._call("PUT", "/admin/routes", {"domain": domain, "paused": paused})

@@ -18,16 +18,15 @@ class EvolutionFailed(EvorecError):
 async def start_evolution(
     client: ServiceClient, domain: DomainId, *, force: bool, dry_run: bool = False
 ) -> EvolutionId:
-    """A new evolution, or the one that is under way already; for a dry run never that one, which may publish."""
+    """A new evolution, or the one that is under way already; a dry run and a real one do not stand for each other."""
     try:
         return await client.evolve(domain, force=force, dry_run=dry_run)
     except ServiceRefused as refused:
-        in_the_way = refused.status_code == Conflict.status and not dry_run
-        active = await client.active_evolution(domain) if in_the_way else None
-        if active is None:
+        active = await client.active_evolution(domain) if refused.status_code == Conflict.status else None
+        if active is None or active.dry_run or dry_run:
             raise
-        note_console().print(f"{active} is under way already.")
-        return active
+        note_console().print(f"{active.id} is under way already.")
+        return active.id
 
 
 async def follow(client: ServiceClient, evolution_id: EvolutionId, console: Console, label: str) -> Evolution:
@@ -42,8 +41,18 @@ async def follow(client: ServiceClient, evolution_id: EvolutionId, console: Cons
 
 
 def require_finished(evolution: Evolution) -> Evolution:
+    """Raises `EvolutionFailed` where it failed or was cancelled."""
     if evolution.status in (EvolutionStatus.failed, EvolutionStatus.cancelled):
-        raise EvolutionFailed(
-            f"{evolution.id} {evolution.status}: {evolution.error or evolution.message or 'no reason given'}"
-        )
+        raise EvolutionFailed(_ended(evolution))
     return evolution
+
+
+def require_published(evolution: Evolution) -> Evolution:
+    """Raises `EvolutionFailed` where no version came of it, for want of anything to learn too."""
+    if evolution.status is not EvolutionStatus.published:
+        raise EvolutionFailed(_ended(evolution))
+    return evolution
+
+
+def _ended(evolution: Evolution) -> str:
+    return f"{evolution.id} {evolution.status}: {evolution.error or evolution.message or 'no reason given'}"

@@ -102,7 +102,7 @@ class KeyRing:
                 known = ", ".join(Scope)
                 raise InvalidInput(
                     f"{source}: entry {number} is not `[name=]secret:scope+scope` with scopes of {known}, "
-                    f"`secret` being {HASHED} and 64 hex digits, or a plain key"
+                    f"`secret` being {HASHED} and 64 hex digits (in single quotes: a shell expands $) or a plain key"
                 )
             digest, principal, hashed = parsed
             principals[digest] = principal
@@ -147,8 +147,9 @@ def _parse_entry(entry: str) -> tuple[bytes, Principal, bool] | None:
     left, _, scopes = entry.rpartition(":")
     named = _NAMED.fullmatch(left)
     name, secret = (named[1], named[2]) if named else (None, left)
-    hashed = secret.startswith(HASHED)
-    if not secret or (hashed and not _DIGEST.fullmatch(secret.removeprefix(HASHED))):
+    # A shell that expands the `$` leaves "sha256", with some digits: no key that anybody can guess may become of it.
+    hashed = secret.startswith(HASHED.removesuffix("$"))
+    if not secret or (hashed and not (secret.startswith(HASHED) and _DIGEST.fullmatch(secret.removeprefix(HASHED)))):
         return None
     digest = bytes.fromhex(secret.removeprefix(HASHED)) if hashed else digest_of(secret)
     try:

@@ -15,7 +15,7 @@ from deploy.cli import options
 from deploy.cli.tables import evolution_table
 from deploy.client import ServiceClient
 from deploy.files import Loaded, parse_date, read_interactions, read_items
-from deploy.following import follow, require_finished, start_evolution
+from deploy.following import follow, require_published, start_evolution
 from deploy.loading import Loader, Total, load_interactions, load_items, loader
 from deploy.output import (
     counting_progress,
@@ -27,7 +27,7 @@ from deploy.output import (
 )
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
-from shared.errors import EvorecError
+from shared.errors import EvorecError, InvalidInput
 from shared.evolutions import Evolution
 from shared.redis_client import connect
 from shared.restore import Restored, Restorer
@@ -63,6 +63,8 @@ def ingest(
     catalog = _catalog(items) if items else ()
     total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
     _tell(total, events, as_json)
+    if (events.rows or events.n_bad) and not total.accepted + total.duplicates:
+        raise InvalidInput(f"nothing of {interactions} was taken in")
 
 
 def bootstrap(
@@ -76,7 +78,10 @@ def bootstrap(
     url: options.Url = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Put a catalog, append its past, and make the domain's first adapter version of it. Needs a running stack."""
+    """Put a catalog, append its past, and make the domain's first adapter version of it. Needs a running stack.
+
+    Exit code 1 where no version came of it.
+    """
     catalog = _catalog(items)
     events = _events(interactions, None, until, seed)
     evolution = options.run(_bootstrap(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
@@ -84,7 +89,7 @@ def bootstrap(
         print_json(evolution.model_dump(mode="json"))
     else:
         result_console().print(evolution_table(evolution))
-    require_finished(evolution)
+    require_published(evolution)
 
 
 async def _ingest(

@@ -20,7 +20,7 @@ from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
 from deploy.client import DomainVersions, ServiceClient
 from deploy.demo.report import taste
-from deploy.following import EvolutionFailed, require_finished
+from deploy.following import EvolutionFailed, require_finished, require_published
 from deploy.health import check_service
 from deploy.output import print_error, print_json
 from service.auth import KeyRing, Principal, Scope
@@ -46,8 +46,7 @@ EVOLUTION = Evolution(
     metrics=METRICS,
     gate=Gate(passed=False, reasons=("U_I lost 3 points",)),
 )
-
-
+PUBLISHED = EVOLUTION.model_copy(update={"status": EvolutionStatus.published})
 NEW_YEAR = 1767225600.0  # 2026
 
 
@@ -91,7 +90,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         "POST /interactions": {"accepted": 1, "duplicates": 0, "rejected": []},
         "PUT /admin/routes": {},
         "POST /admin/evolve": {"evolution_id": EVOLUTION.id},
-        f"GET /admin/evolutions/{EVOLUTION.id}": EVOLUTION.model_dump(mode="json"),
+        f"GET /admin/evolutions/{EVOLUTION.id}": PUBLISHED.model_dump(mode="json"),
         "GET /admin/adapters": {
             "domains": [{"domain": "shop", "aliases": {}, "paused": False, "versions": versions}],
         },
@@ -153,6 +152,18 @@ def test_ingest_sends_what_came_since(asked: list[tuple[str, Any]], files: tuple
     assert (said["accepted"], said["outside"]) == (1, 1)
 
 
+@pytest.mark.parametrize(("since", "code"), [("2020-01-01", 1), ("2030-01-01", 0)])
+def test_an_ingest_that_takes_nothing_in_is_an_error_unless_there_was_nothing(
+    monkeypatch: pytest.MonkeyPatch, files: tuple[str, str], since: str, code: int
+) -> None:
+    rejected = [{"index": 0, "reason": "too old"}, {"index": 1, "reason": "too old"}]
+    answer = httpx.Response(200, json={"accepted": 0, "duplicates": 0, "rejected": rejected})
+    transport = httpx.MockTransport(lambda _: answer)
+    monkeypatch.setattr(options, "client", lambda _, key: ServiceClient("http://service", key, transport=transport))
+    result = CliRunner().invoke(app, ["ingest", "--domain", "shop", files[1], "--since", since])
+    assert result.exit_code == code
+
+
 @pytest.mark.parametrize(
     ("flags", "calls"),
     [
@@ -169,9 +180,11 @@ def test_evolve_asks_for_what_its_flags_say(
     assert asked == calls
 
 
-def answer_while_one_runs(monkeypatch: pytest.MonkeyPatch, listed: list[str]) -> None:
-    """A service in which a trigger has started an evolution; its calls go into `listed`."""
-    running = EVOLUTION.model_copy(update={"status": EvolutionStatus.running}).model_dump(mode="json")
+def answer_while_one_runs(monkeypatch: pytest.MonkeyPatch, listed: list[str], *, dry_run: bool = False) -> None:
+    """A service in which an evolution is under way; its calls go into `listed`."""
+    running = EVOLUTION.model_copy(update={"status": EvolutionStatus.running, "dry_run": dry_run}).model_dump(
+        mode="json"
+    )
 
     def answer(request: httpx.Request) -> httpx.Response:
         listed.append(f"{request.method} {request.url.path}")
@@ -192,11 +205,13 @@ def test_evolve_follows_the_evolution_that_is_under_way(monkeypatch: pytest.Monk
     assert listed[:2] == ["POST /admin/evolve", "GET /admin/evolutions"]
 
 
-def test_a_dry_run_never_stands_for_an_evolution_that_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flags", "running"), [(["--dry-run"], False), ([], True), (["--force"], True)])
+def test_a_dry_run_and_an_evolution_that_publishes_do_not_stand_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], running: bool
+) -> None:
     listed: list[str] = []
-    answer_while_one_runs(monkeypatch, listed)
-    result = CliRunner().invoke(app, ["evolve", "--domain", "shop", "--dry-run"])
-    assert (result.exit_code, listed) == (1, ["POST /admin/evolve"])
+    answer_while_one_runs(monkeypatch, listed, dry_run=running)
+    assert CliRunner().invoke(app, ["evolve", "--domain", "shop", *flags]).exit_code == 1
 
 
 def test_adapters_shows_the_services_versions(asked: list[tuple[str, Any]]) -> None:
@@ -236,6 +251,13 @@ def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
     with pytest.raises(EvolutionFailed, match=rf"shop-e000002 {status}: disk full"):
         require_finished(EVOLUTION.model_copy(update={"status": status, "error": "disk full"}))
     assert require_finished(EVOLUTION) is EVOLUTION
+
+
+def test_a_bootstrap_without_a_version_is_an_error() -> None:
+    assert require_published(PUBLISHED) is PUBLISHED
+    for status in set(EvolutionStatus) - {EvolutionStatus.published}:
+        with pytest.raises(EvolutionFailed, match=f"shop-e000002 {status}: nothing to learn"):
+            require_published(EVOLUTION.model_copy(update={"status": status, "message": "nothing to learn"}))
 
 
 @pytest.mark.parametrize(

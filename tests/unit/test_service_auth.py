@@ -74,6 +74,8 @@ def test_an_unknown_key_is_unauthorized_even_on_loopback(key: str | None) -> Non
         "sha256$hush:admin",
         f"sha256${HASH}0:admin",
         "sha256$:admin",
+        "ops=sha256:admin",  # a shell made nothing of $a3...
+        f"sha256{HASH}:admin",
     ],
 )
 def test_a_malformed_entry_is_refused_without_showing_the_key(entry: str) -> None:
