@@ -241,8 +241,8 @@ def _require_base_of(parent: Manifest, settings: Settings) -> None:
     if (found := base_model_hash(settings.base_model)) != parent.base_model_hash:
         raise EvorecError(
             f"{parent.name} was made on the base {parent.base_model!r} ({parent.base_model_hash[:12]}), and "
-            f"EVOREC_BASE_MODEL={settings.base_model!r} is another ({found[:12]}): set the old one again, or bootstrap "
-            "a new domain on the new one"
+            f"EVOREC_BASE_MODEL={settings.base_model!r} is another ({found[:12]}): set the old one again, or start "
+            "anew on the new one, with a Redis and an EVOREC_STATE_DIR of its own"
         )
 
 

@@ -177,10 +177,18 @@ class AdapterManager:
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
             if champion is None:
                 self._must_serve.discard(domain)
-            for name in sorted(wanted.names):
-                await self._fill(domain, name)
-            self._flip(domain, replace(wanted, champion=await self._servable_champion(domain, champion)))
+            else:
+                await self._fill(domain, champion)
+            answering = replace(wanted, champion=await self._servable_champion(domain, champion))
+            self._flip(domain, answering)
+            if wanted.challenger is not None and not self._champions_are_loading():
+                await self._fill(domain, wanted.challenger)
+                self._flip(domain, answering)
             self._retire(domain)
+
+    def _champions_are_loading(self) -> bool:
+        """Then room in the engine is theirs: a new one must not be filled with challengers first."""
+        return any(self._standing(domain) == "loading" for domain in self._must_serve)
 
     async def _servable_champion(self, domain: DomainId, wanted: AdapterName | None) -> AdapterName | None:
         """The wanted champion; where this process refuses it, what serves already, else its nearest sound ancestor."""
@@ -191,6 +199,8 @@ class AdapterManager:
             await self._fill(domain, serving)  # a new engine does not hold it yet
             if self._slots.servable(serving):
                 return serving
+        if (slot := self._slots.get(wanted)) is not None and slot.crowded_out:
+            return None  # where it has no place an ancestor has none, and must not take the next one that is free
         parents = {manifest.name: manifest.parent for manifest in await self._registry.versions(domain)}
         while (wanted := parents.get(wanted)) is not None:
             await self._fill(domain, wanted)

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import structlog
 
 from service import lora_kernels
-from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable, LoraHandle, PromptTokens
+from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineFull, EngineUnavailable, LoraHandle, PromptTokens
 from service.scoring import log_softmax
 from shared.config import Settings
 from shared.errors import InvalidInput
@@ -194,7 +194,7 @@ class VllmEngine:
             raise AdapterLoadFailed(f"adapter {lora.name}: its name or path is loaded already under another id")
         held = len(self._loaded) + self._loading
         if held >= self._capacity:
-            raise AdapterLoadFailed(
+            raise EngineFull(
                 f"adapter {lora.name}: the engine holds {held} adapters, as many as fit; raise EVOREC_MAX_CPU_LORAS"
             )
         self._loading += 1

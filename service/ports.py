@@ -28,6 +28,10 @@ class AdapterLoadFailed(EvorecError):
     title = "The engine refused the adapter"
 
 
+class EngineFull(AdapterLoadFailed):
+    """It holds as many adapters as fit; there is nothing wrong with this one."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraHandle:
     """An adapter version as the engine knows it.

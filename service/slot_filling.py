@@ -15,7 +15,7 @@ from service.catalogs import Catalogs
 from service.engine_host import EngineHost
 from service.loading import VersionFiles, VersionLoader
 from service.metrics import Metrics
-from service.ports import EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
+from service.ports import EngineFull, EngineUnavailable, LoraHandle, RankingEngine, ServingVersion
 from service.refusals import RefusalStore
 from service.slots import Slot, SlotState
 from shared.errors import InvalidArtifact
@@ -131,6 +131,7 @@ class SlotFiller:
 
     async def _refuse(self, slot: Slot, error: Exception) -> None:
         slot.state, slot.refusal = SlotState.refused, str(error) or repr(error)
+        slot.crowded_out = isinstance(error, EngineFull)
         slot.retry_at = self._clock() + min(FIRST_RETRY_S * 2**slot.failures, LONGEST_RETRY_S)
         slot.failures += 1
         self._metrics.adapter_refusals.labels(slot.domain, type(error).__name__).inc()

@@ -26,7 +26,9 @@ class SlotState(StrEnum):
 
 @dataclass(slots=True)
 class Slot:
-    """One adapter version in this process. `generation`: the engine that holds it (0: none)."""
+    """One adapter version in this process. `generation`: the engine that holds it (0: none). `crowded_out`: it was
+    refused for want of room in the engine, and not for what it is.
+    """
 
     name: AdapterName
     domain: DomainId
@@ -36,6 +38,7 @@ class Slot:
     generation: int = 0
     in_flight: int = 0
     refusal: str | None = None
+    crowded_out: bool = False
     failures: int = 0
     retry_at: float = 0.0
     idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 
-from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineUnavailable, LoraHandle, PromptTokens
+from service.ports import AdapterLoadFailed, AdapterNotLoaded, EngineFull, EngineUnavailable, LoraHandle, PromptTokens
 from service.scoring import log_softmax
 from shared.errors import InvalidInput
 
@@ -16,12 +16,13 @@ MAX_LABELS = 128
 class FakeEngine:
     """Log-probabilities are a hash of adapter, prompt and label. `delay_s` and `die` stand for load and death.
 
-    Rankings that begin while there is a `gate` wait until it is set.
+    Rankings that begin while there is a `gate` wait until it is set. `room`: how many adapters it holds; None: any.
     """
 
     def __init__(self, vocabulary: int, max_prompt: int) -> None:
         self.delay_s = 0.0
         self.gate: asyncio.Event | None = None
+        self.room: int | None = None
         self.prompt_tokens = PromptTokens()
         self.loaded: dict[int, LoraHandle] = {}
         self.calls: list[tuple[LoraHandle, tuple[int, ...]]] = []
@@ -43,6 +44,8 @@ class FakeEngine:
             return
         if any(lora.name == other.name or lora.path == other.path for other in self.loaded.values()):
             raise AdapterLoadFailed(f"adapter {lora.name}: its name or path is loaded already under another id")
+        if self.room is not None and len(self.loaded) >= self.room:
+            raise EngineFull(f"adapter {lora.name}: the engine holds {self.room} adapters, as many as fit")
         if not (lora.path / "adapter_config.json").exists() or not (lora.path / "adapter_model.safetensors").exists():
             raise AdapterLoadFailed(f"adapter {lora.name}: no adapter at {lora.path}")
         self.loaded[lora.lora_id] = lora

@@ -282,6 +282,52 @@ async def test_a_domains_first_champion_takes_no_replica_out_of_service(follower
     await started_later.host.close()
 
 
+async def test_a_new_engine_is_filled_with_champions_before_any_challenger(follower: Follower) -> None:
+    """Else a service that was ready would never be ready again after a restart."""
+    toys, slow = DomainId("toys"), threading.Event()
+    await CatalogStore(follower.redis).put(toys, ITEMS)
+    champions = [await follower.publisher.publish(), await follower.publisher.publish(toys)]
+    challenger = await follower.publisher.publish(champion=False)
+    await follower.publisher.registry.set_trial(SHOP, challenger, 0.5)
+
+    def load(domain: DomainId, version: AdapterName) -> None:
+        if domain == toys:
+            slow.wait(60)
+
+    follower.before_load, follower.engines.last.room = load, 2
+    async with running(follower) as readiness:
+        try:
+            await until(lambda: readiness().domains.get(SHOP) == "serving")
+            await follower.manager.sync(SHOP)
+            assert [lora.name for lora in follower.engines.last.loaded.values()] == champions[:1]
+            slow.set()
+            await until(lambda: readiness().ready)
+            await until(lambda: follower.states().get(challenger) is SlotState.refused)
+            assert sorted(lora.name for lora in follower.engines.last.loaded.values()) == sorted(champions)
+            assert readiness().ready
+        finally:
+            slow.set()
+
+
+async def test_a_champion_without_a_place_is_not_taken_for_a_damaged_one(follower: Follower) -> None:
+    """Its ancestors would be loaded in vain, and one of them might take the place that it waits for."""
+    toys = DomainId("toys")
+    await CatalogStore(follower.redis).put(toys, ITEMS)
+    await follower.publisher.publish(toys)
+    await follower.manager.sync(toys)
+    follower.engines.last.room = 1
+    await follower.publisher.publish()
+    champion = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    assert follower.states() == {champion: SlotState.refused}
+    assert follower.manager.readiness().domains == {SHOP: "refused", toys: "serving"}
+    follower.engines.last.room = 2
+    follower.now += FIRST_RETRY_S
+    await follower.manager.sync(SHOP)
+    assert follower.states() == {champion: SlotState.serving}
+    assert follower.loads[champion] == 1
+
+
 async def test_it_follows_more_domains_than_redis_py_has_connections(follower: Follower) -> None:
     names = [DomainId(f"shop-{number}") for number in range(150)]
     for name in names:

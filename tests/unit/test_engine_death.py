@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from service import engine
 from service.engine import VllmEngine, _log_lora_kernels
-from service.ports import AdapterLoadFailed, EngineUnavailable, LoraHandle
+from service.ports import AdapterLoadFailed, EngineFull, EngineUnavailable, LoraHandle
 from shared.types import AdapterName
 from tests.conftest import make_settings
 
@@ -107,8 +107,8 @@ async def test_an_adapter_beyond_what_the_engine_holds_is_refused_until_one_goes
     full = VllmEngine(Llm("none"), 2)
     # The second and the third at once: one of them fits.
     outcomes = await asyncio.gather(*(full.add_adapter(lora) for lora in LORAS[:3]), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), AdapterLoadFailed]
-    with pytest.raises(AdapterLoadFailed, match=r"holds 2 adapters.*EVOREC_MAX_CPU_LORAS"):
+    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), EngineFull]
+    with pytest.raises(EngineFull, match=r"holds 2 adapters.*EVOREC_MAX_CPU_LORAS"):
         await full.add_adapter(LORAS[3])
     await full.add_adapter(LORA)  # which it holds
     await full.remove_adapter(LORA)
