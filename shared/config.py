@@ -103,7 +103,10 @@ class Settings(BaseSettings):
     )
 
     # -- evolution --------------------------------------------------------------------------------
-    evolve_min_interactions: PositiveInt = Field(1000, description="Trigger: new interactions since `considered`")
+    evolve_min_interactions: PositiveInt = Field(
+        1000,
+        description="Trigger: new interactions, of all types, since `considered`; only EVOREC_POSITIVE_EVENTS teach",
+    )
     evolve_max_age_s: PositiveInt = Field(24 * 3600, description="Trigger: age of the oldest new interaction")
     trigger_tick_s: PositiveFloat = 10.0
     lease_s: PositiveInt = 30
