@@ -16,6 +16,7 @@ from evolver.recipe import Targets
 from evolver.splits import Split, filtered, first_times, item_sequence, visible_popularity
 from evolver.update import EXAMPLES_PER_INACTIVE, Labelled
 from shared.config import Settings
+from shared.errors import InvalidInput
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder, candidate_order
 from shared.retriever import RetrieverIndex
@@ -26,11 +27,19 @@ Position = tuple[UserId, int]
 
 
 class Examples:
-    """The prompts of one round, in seeded orders: the same inputs give the same prompts."""
+    """The prompts of one round, in seeded orders: the same inputs give the same prompts.
+
+    Raises `InvalidInput` where the base model has fewer labels than a prompt has candidates.
+    """
 
     def __init__(self, inputs: EvolutionInputs, split: Split, settings: Settings) -> None:
         self._inputs, self._split, self._settings = inputs, split, settings
         self.builder = PromptBuilder.load(settings)
+        if len(self.builder.label_ids) < settings.rank_candidates:
+            raise InvalidInput(
+                f"{settings.base_model} has {len(self.builder.label_ids)} single-token labels: lower "
+                f"EVOREC_RANK_CANDIDATES ({settings.rank_candidates})"
+            )
         self.popularity = visible_popularity(inputs, split, settings.popularity_half_life_days)
         self._pool = sorted(self.popularity)  # items known by now
 

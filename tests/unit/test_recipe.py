@@ -16,7 +16,9 @@ from evolver.locate import Location, least_similar, located, most_similar
 from evolver.recipe import Targets, random_layers, top_layers
 from evolver.splits import Split, split
 from shared.config import Settings
+from shared.errors import InvalidInput
 from shared.forgotten import ForgottenSet
+from shared.prompt import PromptBuilder
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 from tests.factories import interaction
 
@@ -150,6 +152,20 @@ def test_what_a_user_had_before_is_no_target_even_where_it_is_forgotten() -> Non
         assert [kept[place].item_id for place in sorted(places)] == sorted(new)
     window = {p for u, p in examples.positions(Targets.WINDOW, NOBODY) if u == user}
     assert window == {PAST, PAST + 2}
+
+
+def test_a_base_with_too_few_labels_is_no_users_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else user after user would be left out as poison."""
+    load = PromptBuilder.load
+
+    def with_few(settings: Settings) -> PromptBuilder:
+        builder = load(settings)
+        builder.label_ids = builder.label_ids[:19]
+        return builder
+
+    monkeypatch.setattr(PromptBuilder, "load", with_few)
+    with pytest.raises(InvalidInput, match=r"19 single-token labels: lower EVOREC_RANK_CANDIDATES \(20\)"):
+        _examples(cap=1000)
 
 
 def test_every_strategy_has_its_name() -> None:
