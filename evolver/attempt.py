@@ -185,6 +185,9 @@ class Run:
         if self._evolution.dry_run:
             await self._consider(read)
             return await self._monitor.finish(EvolutionStatus.dry, message="dry run: nothing was published")
+        # A first version has no parent to be worse than, and the domain nothing else to be served by.
+        if self._backend.settings.enforce_gate and parent is not None and not result.gate.passed:
+            return await self._rejected(read, f"the gate failed: {'; '.join(result.gate.reasons)}")
         self._monitor.progress("publish", 0.0)
         name = await self._backend.registry.reserve_name(self._evolution.domain)
         # At a bootstrap it reads all of the base model's weights, and the lease has to be renewed meanwhile.
@@ -218,7 +221,7 @@ class Run:
     async def _published(self, manifest: Manifest) -> Evolution:
         message = f"published as {manifest.name}"
         if not manifest.gate.passed:
-            message += f", though the gate (recorded, not enforced) failed: {'; '.join(manifest.gate.reasons)}"
+            message += f", though the gate (EVOREC_ENFORCE_GATE) failed: {'; '.join(manifest.gate.reasons)}"
         return await self._monitor.finish(
             EvolutionStatus.published,
             adapter=manifest.name,

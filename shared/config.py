@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     panel_share: float = Field(
         0.10, ge=0, lt=1, description="Users who judge all versions and train none, by hash of their id"
     )
+    enforce_gate: bool = Field(
+        False, description="A version that ranks its panel clearly worse than its parent did is not published"
+    )
     kept_versions: PositiveInt = Field(10, description="Newest versions kept, beside all that are aliased")
     archive: bool = Field(
         True, description="Published windows as Parquet in the artifact store; without it no stream is ever trimmed"

@@ -85,6 +85,27 @@ async def test_a_failing_gate_is_recorded_and_said_but_does_not_stop_the_publica
     assert "HR@1 of U_I fell" in (evolution.message or "")
 
 
+async def test_an_enforced_gate_stops_the_publication_of_a_version_that_has_a_parent(
+    redis: Redis, backend: Backend
+) -> None:
+    backend = Backend.over(redis, backend.settings.model_copy(update={"enforce_gate": True}))
+    await fill(backend)
+    worse = FakePipeline(gate_reasons=("HR@1 of U_I fell",))
+    first = await run(backend, worse)
+    assert first.status is EvolutionStatus.published
+    await fill(backend, start=2_000.0)
+    end = await backend.log.tail(DOMAIN)
+    second = await run(backend, worse, force=True)
+
+    assert (second.status, second.message) == (EvolutionStatus.rejected, "the gate failed: HR@1 of U_I fell")
+    assert second.gate is not None
+    assert backend.artifacts.names(DOMAIN) == [first.adapter]
+    assert await backend.registry.champion(DOMAIN) == first.adapter
+    assert await backend.registry.considered(DOMAIN) == end
+    third = await run(backend, force=True)
+    assert (third.status, third.adapter) == (EvolutionStatus.published, "shop-v000002")
+
+
 async def test_metrics_that_are_no_numbers_do_not_break_the_record(backend: Backend) -> None:
     await fill(backend)
     evolution = await run(backend)
