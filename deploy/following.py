@@ -15,6 +15,10 @@ class EvolutionFailed(EvorecError):
     title = "The evolution did not finish"
 
 
+class NothingPublished(EvorecError):
+    title = "No version came of it"
+
+
 async def start_evolution(
     client: ServiceClient, domain: DomainId, *, force: bool, dry_run: bool = False
 ) -> EvolutionId:
@@ -48,9 +52,9 @@ def require_finished(evolution: Evolution) -> Evolution:
 
 
 def require_published(evolution: Evolution) -> Evolution:
-    """Raises `EvolutionFailed` where no version came of it, for want of anything to learn too."""
+    """Raises `NothingPublished` where no version came of it, for want of anything to learn too."""
     if evolution.status is not EvolutionStatus.published:
-        raise EvolutionFailed(_ended(evolution))
+        raise NothingPublished(_ended(evolution))
     return evolution
 
 

@@ -221,7 +221,7 @@ class Run:
     async def _published(self, manifest: Manifest) -> Evolution:
         message = f"published as {manifest.name}"
         if not manifest.gate.passed:
-            message += f", though the gate (EVOREC_ENFORCE_GATE) failed: {'; '.join(manifest.gate.reasons)}"
+            message += f", though the gate failed: {'; '.join(manifest.gate.reasons)}"
         return await self._monitor.finish(
             EvolutionStatus.published,
             adapter=manifest.name,

@@ -20,7 +20,7 @@ from shared.redis_keys import PartitionKeys, partition_of
 from shared.types import STREAM_START, AdapterName, DomainId, Interaction, ItemId, StreamPositions, UserId, order_of
 
 _PAGE: Final = 500
-LOOKED_AT: Final = 100  # inactive users, for each that is wanted
+LOOKED_AT: Final = 100_000  # inactive users at most, unless more are wanted
 
 StreamRanges = Mapping[int, tuple[str, str]]
 
@@ -173,10 +173,10 @@ class _Reader:
 
     async def drawn(self, draw: Draw) -> dict[UserId, tuple[Interaction, ...]]:
         """Most visitors of a shop never buy, and who bought one item has no history before it: neither fills a place
-        of the draw, but so many users are looked at that it never reads all of a large domain.
+        of the draw.
         """
         found: dict[UserId, tuple[Interaction, ...]] = {}
-        users = draw.users[: LOOKED_AT * draw.wanted]
+        users = draw.users[: max(LOOKED_AT, draw.wanted)]
         for start in range(0, len(users), _PAGE):
             if len(found) >= draw.wanted:
                 break

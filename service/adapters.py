@@ -111,11 +111,15 @@ class AdapterManager:
         if wanted is None:
             return "no_champion"
         answering = self._routes[domain].champion if domain in self._routes else None
-        held = self._slots.get(answering)
-        if held is not None and held.state is SlotState.serving and held.generation == self._host.generation:
+        if answering is not None and self._is_held(answering):
             return "serving"
         slot = self._slots.get(wanted)
         return "refused" if slot is not None and slot.state is SlotState.refused else "loading"
+
+    def _is_held(self, name: AdapterName) -> bool:
+        """Whether the engine that runs now, or ran last, holds the version."""
+        slot = self._slots.get(name)
+        return slot is not None and slot.state is SlotState.serving and slot.generation == self._host.generation
 
     # -- following --------------------------------------------------------------------------------
 
@@ -181,14 +185,21 @@ class AdapterManager:
                 await self._fill(domain, champion)
             answering = replace(wanted, champion=await self._servable_champion(domain, champion))
             self._flip(domain, answering)
-            if wanted.challenger is not None and not self._champions_are_loading():
+            if wanted.challenger is not None and not self._champions_want_room():
                 await self._fill(domain, wanted.challenger)
                 self._flip(domain, answering)
             self._retire(domain)
 
-    def _champions_are_loading(self) -> bool:
-        """Then room in the engine is theirs: a new one must not be filled with challengers first."""
-        return any(self._standing(domain) == "loading" for domain in self._must_serve)
+    def _champions_want_room(self) -> bool:
+        """Then what the engine has is theirs: a new one must not be filled with challengers first."""
+        return any(
+            standing == "loading" or (standing == "refused" and self._is_crowded_out(self._wanted[domain].champion))
+            for domain, standing in self.readiness().domains.items()
+        )
+
+    def _is_crowded_out(self, name: AdapterName | None) -> bool:
+        slot = self._slots.get(name)
+        return slot is not None and slot.crowded_out
 
     async def _servable_champion(self, domain: DomainId, wanted: AdapterName | None) -> AdapterName | None:
         """The wanted champion; where this process refuses it, what serves already, else its nearest sound ancestor."""
@@ -199,7 +210,7 @@ class AdapterManager:
             await self._fill(domain, serving)  # a new engine does not hold it yet
             if self._slots.servable(serving):
                 return serving
-        if (slot := self._slots.get(wanted)) is not None and slot.crowded_out:
+        if self._is_crowded_out(wanted):
             return None  # where it has no place an ancestor has none, and must not take the next one that is free
         parents = {manifest.name: manifest.parent for manifest in await self._registry.versions(domain)}
         while (wanted := parents.get(wanted)) is not None:
@@ -218,7 +229,7 @@ class AdapterManager:
         before = self._routes.get(domain, DomainRoute())
         champion = wanted.champion
         challenger = wanted.challenger
-        if challenger is not None and not self._slots.servable(challenger):
+        if challenger is not None and not (self._slots.servable(challenger) and self._is_held(challenger)):
             challenger = None
         self._routes[domain] = DomainRoute(champion, challenger, wanted.share)
         if champion is not None:

@@ -43,7 +43,7 @@ def split_adapter_name(name: str) -> tuple[DomainId, int]:
 
 
 class Gate(BaseModel):
-    """Whether the panel's metrics show no clear loss, and where they do. Recorded; it stops no publication yet."""
+    """Whether the panel's metrics show no clear loss, and where they do. EVOREC_ENFORCE_GATE makes it a condition."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

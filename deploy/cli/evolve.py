@@ -24,7 +24,10 @@ def evolve(
     url: options.Url = None,
     api_key: options.ApiKey = None,
 ) -> None:
-    """Start an evolution of a domain (or find the one under way) and follow it. Exit code 1 where it fails."""
+    """Start an evolution of a domain, or find the one under way, and follow it.
+
+    Exit code 1 where it fails or is cancelled; not where it is rejected, having nothing to publish.
+    """
     options.run(_evolve(options.domain_id(domain), force, dry_run, wait, as_json, url, api_key))
 
 

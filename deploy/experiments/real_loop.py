@@ -196,7 +196,7 @@ def page(results: dict[str, Any]) -> str:
     lines += [f"- Located layers: {evolve['located_layers']}; votes per layer: {evolve['layer_votes']}"]
     lines += [f"- Forgotten: {evolve['forgotten_share']:.1%} of the older interactions of active users"]
     gate, seconds = evolve["gate"], results["seconds"]
-    lines += [f"- Gate (recorded, not enforced): {'passed' if gate['passed'] else '; '.join(gate['reasons'])}"]
+    lines += [f"- Gate: {'passed' if gate['passed'] else '; '.join(gate['reasons'])}"]
     lines += [f"- Seconds: {', '.join(f'{stage} {taken:,.0f}' for stage, taken in seconds.items())}", ""]
     lines += ["## Transcript", "", "```", *results["transcript"], "```", ""]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
 from deploy.client import DomainVersions, ServiceClient
 from deploy.demo.report import taste
-from deploy.following import EvolutionFailed, require_finished, require_published
+from deploy.following import EvolutionFailed, NothingPublished, require_finished, require_published
 from deploy.health import check_service
 from deploy.output import print_error, print_json
 from service.auth import KeyRing, Principal, Scope
@@ -152,10 +152,14 @@ def test_ingest_sends_what_came_since(asked: list[tuple[str, Any]], files: tuple
     assert (said["accepted"], said["outside"]) == (1, 1)
 
 
-@pytest.mark.parametrize(("since", "code"), [("2020-01-01", 1), ("2030-01-01", 0)])
+@pytest.mark.parametrize(
+    ("since", "extra", "code"), [("2020-01-01", "", 1), ("2030-01-01", "", 0), ("2030-01-01", "u,old,soon\n", 0)]
+)
 def test_an_ingest_that_takes_nothing_in_is_an_error_unless_there_was_nothing(
-    monkeypatch: pytest.MonkeyPatch, files: tuple[str, str], since: str, code: int
+    monkeypatch: pytest.MonkeyPatch, files: tuple[str, str], since: str, extra: str, code: int
 ) -> None:
+    with Path(files[1]).open("a") as file:
+        file.write(extra)
     rejected = [{"index": 0, "reason": "too old"}, {"index": 1, "reason": "too old"}]
     answer = httpx.Response(200, json={"accepted": 0, "duplicates": 0, "rejected": rejected})
     transport = httpx.MockTransport(lambda _: answer)
@@ -212,6 +216,7 @@ def test_a_dry_run_and_an_evolution_that_publishes_do_not_stand_for_each_other(
     listed: list[str] = []
     answer_while_one_runs(monkeypatch, listed, dry_run=running)
     assert CliRunner().invoke(app, ["evolve", "--domain", "shop", *flags]).exit_code == 1
+    assert listed == ["POST /admin/evolve", "GET /admin/evolutions"]
 
 
 def test_adapters_shows_the_services_versions(asked: list[tuple[str, Any]]) -> None:
@@ -256,7 +261,7 @@ def test_what_did_not_finish_is_an_error(status: EvolutionStatus) -> None:
 def test_a_bootstrap_without_a_version_is_an_error() -> None:
     assert require_published(PUBLISHED) is PUBLISHED
     for status in set(EvolutionStatus) - {EvolutionStatus.published}:
-        with pytest.raises(EvolutionFailed, match=f"shop-e000002 {status}: nothing to learn"):
+        with pytest.raises(NothingPublished, match=f"shop-e000002 {status}: nothing to learn"):
             require_published(EVOLUTION.model_copy(update={"status": status, "message": "nothing to learn"}))
 
 
