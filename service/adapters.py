@@ -229,7 +229,7 @@ class AdapterManager:
         before = self._routes.get(domain, DomainRoute())
         champion = wanted.champion
         challenger = wanted.challenger
-        if challenger is not None and not (self._slots.servable(challenger) and self._is_held(challenger)):
+        if challenger is not None and not self._is_held(challenger):
             challenger = None
         self._routes[domain] = DomainRoute(champion, challenger, wanted.share)
         if champion is not None:

@@ -24,7 +24,7 @@ HASHED = "sha256$"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 # A key's own padding (`abc==`) is no name: what follows a name starts with another sign.
 _NAMED = re.compile(rf"({NAME_PATTERN})=([^=].*)", re.DOTALL)
-_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+_HASHED = re.compile(r"sha256\$([0-9a-fA-F]{64})")
 FILE_CHECK_S = 2.0
 
 
@@ -148,12 +148,12 @@ def _parse_entry(entry: str) -> tuple[bytes, Principal, bool] | None:
     named = _NAMED.fullmatch(left)
     name, secret = (named[1], named[2]) if named else (None, left)
     # A shell that expands the `$` leaves "sha256", with some digits: no key that anybody can guess may become of it.
-    hashed = secret.startswith(HASHED.removesuffix("$"))
-    if not secret or (hashed and not (secret.startswith(HASHED) and _DIGEST.fullmatch(secret.removeprefix(HASHED)))):
+    hashed = _HASHED.fullmatch(secret)
+    if not secret or (hashed is None and secret.startswith("sha256")):
         return None
-    digest = bytes.fromhex(secret.removeprefix(HASHED)) if hashed else digest_of(secret)
+    digest = bytes.fromhex(hashed[1]) if hashed else digest_of(secret)
     try:
-        return digest, Principal(parse_scopes(scopes), name or digest.hex()[:8]), hashed
+        return digest, Principal(parse_scopes(scopes), name or digest.hex()[:8]), hashed is not None
     except InvalidInput:
         return None
 

@@ -63,8 +63,8 @@ def ingest(
     catalog = _catalog(items) if items else ()
     total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
     _tell(total, events, as_json)
-    nothing_new = not events.rows and (events.n_outside or not events.n_bad)
-    if not nothing_new and not total.accepted + total.duplicates:
+    has_any = events.rows or (events.n_bad and not events.n_outside)
+    if has_any and not total.accepted + total.duplicates:
         raise InvalidInput(f"nothing of {interactions} was taken in")
 
 

@@ -109,6 +109,16 @@ async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> 
         yield follower
 
 
+def waiting_for(event: threading.Event, stalled: DomainId) -> Callable[[DomainId, AdapterName], None]:
+    """An artifact store that has nothing of one domain until then."""
+
+    def before_load(domain: DomainId, version: AdapterName) -> None:
+        if domain == stalled:
+            event.wait(60)
+
+    return before_load
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not holds():  # noqa: ASYNC110
@@ -242,11 +252,7 @@ async def test_a_domain_whose_artifacts_cannot_be_had_stops_no_other(follower: F
     name = await follower.publisher.publish()
     await follower.publisher.publish(toys)
 
-    def load(domain: DomainId, version: AdapterName) -> None:
-        if domain == toys:
-            stalled.wait(60)
-
-    follower.before_load = load
+    follower.before_load = waiting_for(stalled, toys)
     async with running(follower):
         try:
             await until(lambda: follower.states() == {name: SlotState.serving})
@@ -290,11 +296,7 @@ async def test_a_new_engine_is_filled_with_champions_before_any_challenger(follo
     challenger = await follower.publisher.publish(champion=False)
     await follower.publisher.registry.set_trial(SHOP, challenger, 0.5)
 
-    def load(domain: DomainId, version: AdapterName) -> None:
-        if domain == toys:
-            slow.wait(60)
-
-    follower.before_load, follower.engines.last.room = load, 2
+    follower.before_load, follower.engines.last.room = waiting_for(slow, toys), 2
     async with running(follower) as readiness:
         try:
             await until(lambda: readiness().domains.get(SHOP) == "serving")
@@ -348,11 +350,7 @@ async def test_a_new_engine_answers_users_on_trial_by_the_champion_until_it_has_
     await CatalogStore(follower.redis).put(toys, ITEMS)
     await follower.publisher.publish(toys)
 
-    def load(domain: DomainId, version: AdapterName) -> None:
-        if domain == toys:
-            slow.wait(60)
-
-    follower.before_load = load
+    follower.before_load = waiting_for(slow, toys)
     follower.engines.last.die()
     await until(lambda: len(follower.engines.built) == 2 and follower.host.current is not None)
     async with running(follower) as readiness:

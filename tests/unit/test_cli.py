@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def test_what_reads_interactions_says_that_parquet_is_read(command: str) -> None
     assert ".parquet" in CliRunner().invoke(app, [command, "--help"]).output
 
 
+def serve(monkeypatch: pytest.MonkeyPatch, answer: Callable[[httpx.Request], httpx.Response]) -> None:
+    """Every command talks to a service that answers so."""
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(options, "client", lambda _, key: ServiceClient("http://service", key, transport=transport))
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What the commands ask of a service that has one version: (call, body)."""
@@ -100,10 +107,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         calls.append((f"{request.method} {request.url.raw_path.decode()}", json.loads(request.content or "null")))
         return httpx.Response(200, json=answers[f"{request.method} {request.url.path}"])
 
-    def client(_: str | None, key: str | None) -> ServiceClient:
-        return ServiceClient("http://service", key, transport=httpx.MockTransport(answer))
-
-    monkeypatch.setattr(options, "client", client)
+    serve(monkeypatch, answer)
     return calls
 
 
@@ -161,9 +165,7 @@ def test_an_ingest_that_takes_nothing_in_is_an_error_unless_there_was_nothing(
     with Path(files[1]).open("a") as file:
         file.write(extra)
     rejected = [{"index": 0, "reason": "too old"}, {"index": 1, "reason": "too old"}]
-    answer = httpx.Response(200, json={"accepted": 0, "duplicates": 0, "rejected": rejected})
-    transport = httpx.MockTransport(lambda _: answer)
-    monkeypatch.setattr(options, "client", lambda _, key: ServiceClient("http://service", key, transport=transport))
+    serve(monkeypatch, lambda _: httpx.Response(200, json={"accepted": 0, "duplicates": 0, "rejected": rejected}))
     result = CliRunner().invoke(app, ["ingest", "--domain", "shop", files[1], "--since", since])
     assert result.exit_code == code
 
@@ -197,8 +199,7 @@ def answer_while_one_runs(monkeypatch: pytest.MonkeyPatch, listed: list[str], *,
         of_domain = request.url.path == "/admin/evolutions"
         return httpx.Response(200, json={"evolutions": [running]} if of_domain else EVOLUTION.model_dump(mode="json"))
 
-    transport = httpx.MockTransport(answer)
-    monkeypatch.setattr(options, "client", lambda _, key: ServiceClient("http://service", key, transport=transport))
+    serve(monkeypatch, answer)
 
 
 @pytest.mark.parametrize("flags", [[], ["--force"], ["--no-follow"]])
