@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.types import DomainId
+from tests.service_follower import Follower, following
 from tests.service_support import ITEMS, SHOP, Running, serving
 from tests.tiny_base import write_base, write_weights
 
@@ -47,6 +48,12 @@ async def running(service_settings: Settings, redis: Redis, shop: DomainId) -> A
     async with serving(service_settings, redis) as service:
         await service.ready()
         yield service
+
+
+@pytest.fixture
+async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> AsyncIterator[Follower]:
+    async with following(service_settings, redis) as follower:
+        yield follower
 
 
 @pytest.fixture

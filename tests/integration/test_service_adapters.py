@@ -5,124 +5,25 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from service.adapters import AdapterManager
-from service.catalogs import Catalogs
-from service.engine_host import EngineHost
-from service.loading import ArtifactLoader, VersionFiles
-from service.metrics import Metrics
-from service.refusals import RefusalStore
-from service.slot_filling import FIRST_RETRY_S, SlotFiller
-from service.slots import Readiness, Slots, SlotState
-from service.store_guard import StoreGuard
+from service.slot_filling import FIRST_RETRY_S
+from service.slots import SlotState
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import UnknownDomain
-from shared.registry import CHAMPION, Registry
-from shared.types import AdapterName, DomainId, UserId
-from tests.service_support import ITEMS, SHOP, Engines, Publisher
+from shared.registry import CHAMPION
+from shared.types import AdapterName, DomainId
+from tests.service_follower import Follower, following, running, until, waiting_for
+from tests.service_support import ITEMS, SHOP, Publisher
 
 pytest_plugins = ["tests.service_fixtures"]
 
 ANOTHER_BASE = "f" * 64
-
-
-@dataclass
-class Follower:
-    """A manager whose syncs a test asks for. `loads` counts how often each version was fetched and checked."""
-
-    settings: Settings
-    redis: Redis
-    now: float = 0.0
-    engines: Engines = field(default_factory=Engines)
-    loads: Counter[AdapterName] = field(default_factory=Counter)
-    before_load: Callable[[DomainId, AdapterName], None] = lambda domain, name: None
-
-    def __post_init__(self) -> None:
-        self.publisher = Publisher(self.redis, self.settings)
-        self.metrics = Metrics()
-        self.host = EngineHost(self.engines, self.settings)
-        self._loader = ArtifactLoader(self.settings, self.publisher.artifacts)
-        self.slots = Slots()
-        registry, store = Registry(self.redis, self.publisher.artifacts), CatalogStore(self.redis)
-        self.catalogs = Catalogs(store, StoreGuard(5.0, self.metrics), 5.0, prepare=self.slots.reindexed)
-        filler = SlotFiller(
-            registry, self.catalogs, self.host, self._load, self.metrics, RefusalStore(self.redis), self._clock
-        )
-        self.manager = AdapterManager(
-            self.settings,
-            self.redis,
-            registry,
-            store,
-            self.catalogs,
-            self.slots,
-            filler,
-            self.host,
-            self.metrics,
-            self._clock,
-        )
-
-    def _clock(self) -> float:
-        return self.now
-
-    def _load(self, domain: DomainId, name: AdapterName) -> VersionFiles:
-        self.loads[name] += 1
-        self.before_load(domain, name)
-        return self._loader(domain, name)
-
-    def states(self) -> dict[AdapterName, SlotState]:
-        return {slot.name: slot.state for slot in self.slots.of(SHOP)}
-
-    def swaps(self) -> dict[str, float]:
-        counts = {outcome: self.figure("adapter_swaps_total", outcome=outcome) for outcome in ("ok", "failed")}
-        return {outcome: count for outcome, count in counts.items() if count}
-
-    def figure(self, name: str, **labels: str) -> float | None:
-        """A metric's value; None where it has none."""
-        return self.metrics.registry.get_sample_value(f"evorec_{name}", {"domain": SHOP, **labels})
-
-
-@asynccontextmanager
-async def following(settings: Settings, redis: Redis) -> AsyncIterator[Follower]:
-    """One whose engine runs."""
-    follower = Follower(settings, redis)
-    hosting = asyncio.create_task(follower.host.run())
-    await until(lambda: follower.host.current is not None)
-    yield follower
-    hosting.cancel()
-    await asyncio.gather(hosting, return_exceptions=True)
-    await follower.host.close()
-
-
-@pytest.fixture
-async def follower(service_settings: Settings, redis: Redis, shop: DomainId) -> AsyncIterator[Follower]:
-    async with following(service_settings, redis) as follower:
-        yield follower
-
-
-def waiting_for(event: threading.Event, stalled: DomainId) -> Callable[[DomainId, AdapterName], None]:
-    """An artifact store that has nothing of one domain until then."""
-
-    def before_load(domain: DomainId, version: AdapterName) -> None:
-        if domain == stalled:
-            event.wait(60)
-
-    return before_load
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_refused_versions_are_tried_again_ever_more_seldom_where_nothing_serves(follower: Follower) -> None:
@@ -236,15 +137,6 @@ async def test_an_adapter_counts_as_loaded_while_the_engine_that_holds_it_lives(
     assert follower.figure("adapter_loaded", adapter=name) == 1.0
 
 
-@asynccontextmanager
-async def running(follower: Follower) -> AsyncIterator[Callable[[], Readiness]]:
-    """It follows by itself; whether it is ready."""
-    task = asyncio.create_task(follower.manager.run())
-    yield follower.manager.readiness
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 async def test_a_domain_whose_artifacts_cannot_be_had_stops_no_other(follower: Follower) -> None:
     """A new engine holds nothing, and no message says so."""
     toys, stalled = DomainId("toys"), threading.Event()
@@ -286,99 +178,6 @@ async def test_a_domains_first_champion_takes_no_replica_out_of_service(follower
     hosting.cancel()
     await asyncio.gather(hosting, return_exceptions=True)
     await started_later.host.close()
-
-
-async def test_a_new_engine_is_filled_with_champions_before_any_challenger(follower: Follower) -> None:
-    """Else a service that was ready would never be ready again after a restart."""
-    toys, slow = DomainId("toys"), threading.Event()
-    await CatalogStore(follower.redis).put(toys, ITEMS)
-    champions = [await follower.publisher.publish(), await follower.publisher.publish(toys)]
-    challenger = await follower.publisher.publish(champion=False)
-    await follower.publisher.registry.set_trial(SHOP, challenger, 0.5)
-
-    follower.before_load, follower.engines.last.room = waiting_for(slow, toys), 2
-    async with running(follower) as readiness:
-        try:
-            await until(lambda: readiness().domains.get(SHOP) == "serving")
-            await follower.manager.sync(SHOP)
-            assert [lora.name for lora in follower.engines.last.loaded.values()] == champions[:1]
-            slow.set()
-            await until(lambda: readiness().ready)
-            await until(lambda: follower.states().get(challenger) is SlotState.refused)
-            assert sorted(lora.name for lora in follower.engines.last.loaded.values()) == sorted(champions)
-            assert readiness().ready
-        finally:
-            slow.set()
-
-
-async def test_a_champion_without_a_place_gets_the_next_one_before_any_challenger(follower: Follower) -> None:
-    toys = DomainId("toys")
-    await CatalogStore(follower.redis).put(toys, ITEMS)
-    first = await follower.publisher.publish()
-    follower.engines.last.room = 1
-    await follower.manager.sync(SHOP)
-    challenger = await follower.publisher.publish(champion=False)
-    await follower.publisher.registry.set_trial(SHOP, challenger, 0.5)
-    waiting = await follower.publisher.publish(toys)
-    await follower.manager.sync(toys)
-    follower.engines.last.room, follower.now = 2, FIRST_RETRY_S
-    await follower.manager.sync(SHOP)
-    assert [lora.name for lora in follower.engines.last.loaded.values()] == [first]
-    await follower.manager.sync(toys)
-    assert [lora.name for lora in follower.engines.last.loaded.values()] == [first, waiting]
-
-
-async def test_a_new_engine_answers_users_on_trial_by_the_champion_until_it_has_the_challenger(
-    follower: Follower,
-) -> None:
-    toys, slow = DomainId("toys"), threading.Event()
-    champion = await follower.publisher.publish()
-    challenger = await follower.publisher.publish(champion=False)
-    await follower.publisher.registry.set_trial(SHOP, challenger, 0.99)
-    await follower.manager.sync(SHOP)
-    users = [UserId(f"user {number}") for number in range(40)]
-
-    def answering() -> set[AdapterName]:
-        names = set()
-        for user in users:
-            with follower.manager.lease(SHOP, user) as version:
-                assert version is not None
-                names.add(version.name)
-        return names
-
-    assert challenger in answering()
-    await CatalogStore(follower.redis).put(toys, ITEMS)
-    await follower.publisher.publish(toys)
-
-    follower.before_load = waiting_for(slow, toys)
-    follower.engines.last.die()
-    await until(lambda: len(follower.engines.built) == 2 and follower.host.current is not None)
-    async with running(follower) as readiness:
-        try:
-            await until(lambda: readiness().domains.get(SHOP) == "serving")
-            assert answering() == {champion}
-        finally:
-            slow.set()
-        await until(lambda: challenger in answering())
-
-
-async def test_a_champion_without_a_place_is_not_taken_for_a_damaged_one(follower: Follower) -> None:
-    """Its ancestors would be loaded in vain, and one of them might take the place that it waits for."""
-    toys = DomainId("toys")
-    await CatalogStore(follower.redis).put(toys, ITEMS)
-    await follower.publisher.publish(toys)
-    await follower.manager.sync(toys)
-    follower.engines.last.room = 1
-    await follower.publisher.publish()
-    champion = await follower.publisher.publish()
-    await follower.manager.sync(SHOP)
-    assert follower.states() == {champion: SlotState.refused}
-    assert follower.manager.readiness().domains == {SHOP: "refused", toys: "serving"}
-    follower.engines.last.room = 2
-    follower.now += FIRST_RETRY_S
-    await follower.manager.sync(SHOP)
-    assert follower.states() == {champion: SlotState.serving}
-    assert follower.loads[champion] == 1
 
 
 async def test_it_follows_more_domains_than_redis_py_has_connections(follower: Follower) -> None:
