@@ -103,6 +103,7 @@ def bench_results(
             "forgotten_share": 0.125,
             "consistency": 1.0,
             "validation_loss": [2.5, 2.4] if place else None,
+            "code": "c0de",
             "evaluation_seconds": 600.0,
             "cost": {
                 "seconds": {"locate": 3.0 * place, "update": 10.0 * 2**place} if place else {},
@@ -161,6 +162,7 @@ def bench_results(
             {
                 "round": number,
                 "rules": {kind: dict.fromkeys(SETS, rules) for kind in KINDS},
+                "population": {kind: {"U_A": ASKED, "U_I": 3 * ASKED} for kind in KINDS},
                 "strategies": {name: version(name, number) for name in strategies},
                 "asked": {f"{kind}/{key}": asked(number) for kind in KINDS for key in SETS},
             }

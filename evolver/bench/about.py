@@ -32,7 +32,8 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}. {_clock(seeds)}",
         *_unusual(arguments),
-        f"- Command: `{_command(seeds)}`",
+        *_unlike_code(seeds),
+        f"- Command: {_command(seeds)}",
         "",
     ]
     said = seeds[0]["strategies"]
@@ -46,9 +47,27 @@ def about(seeds: Sequence[Results]) -> list[str]:
 def _command(seeds: Sequence[Results]) -> str:
     """The results name no seeds: a command without them makes seed 0."""
     numbers = [int(one["seed"]) for one in seeds]
-    first = f" --first-seed {min(numbers)}" if min(numbers) else ""
-    more = f" --seeds {max(numbers) - min(numbers) + 1}" if len(numbers) > 1 else ""
-    return f"{seeds[0]['command']}{first}{more}"
+    if max(numbers) - min(numbers) + 1 == len(numbers):
+        calls = [(min(numbers), len(numbers))]
+    else:
+        calls = [(number, 1) for number in numbers]
+    return ", ".join(
+        f"`{seeds[0]['command']}{f' --first-seed {first}' if first else ''}{f' --seeds {n}' if n > 1 else ''}`"
+        for first, n in calls
+    )
+
+
+def _unlike_code(seeds: Sequence[Results]) -> list[str]:
+    """A line on who was made by which code, where it was not the same."""
+    of_code: dict[str, dict[str, None]] = {}
+    for one in seeds:
+        for a_round in one["rounds"]:
+            for name in strategies_of(seeds):
+                of_code.setdefault(a_round["strategies"][name].get("code", "unknown"), {})[name] = None
+    if len(of_code) == 1:
+        return []
+    said = "; ".join(f"{', '.join(names)} ({code})" for code, names in of_code.items())
+    return [f"- Code that learned: {said}. Seconds of unlike code say little beside each other."]
 
 
 def _unusual(arguments: Mapping[str, Any]) -> list[str]:

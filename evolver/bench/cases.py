@@ -35,11 +35,12 @@ Cases = Sequence[tuple[Target, Case]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One kind of target: `events` are what may be counted for it (popularity and its shares), `cases` per drawn
-    candidate set.
+    """One kind of target: `targets` are drawn from as many active and inactive users as `population` says, `events` are
+    what may be counted for it (popularity and its shares), `cases` per drawn candidate set.
     """
 
     targets: tuple[Target, ...]
+    population: tuple[int, int]
     events: Events
     popularity: Mapping[ItemId, float]
     cases: Mapping[str, Cases]
@@ -84,7 +85,7 @@ def make_round(window: Window, settings: Settings, *, max_evaluated: int) -> Rou
     )
     counted: Mapping[str, Events] = {MEMORY: learned.visible, NEXT: inputs.histories}
     questions = {
-        kind: _question(drawn(targets[kind], max_evaluated, inputs.seed), counted[kind], settings, inputs.seed)
+        kind: _question(targets[kind], counted[kind], settings, max_evaluated=max_evaluated, seed=inputs.seed)
         for kind in KINDS
     }
     return Round(window.number, inputs, learned, questions)
@@ -111,7 +112,17 @@ def drawn(targets: Sequence[Target], limit: int, seed: int) -> tuple[Target, ...
     return tuple(chosen)
 
 
-def _question(targets: tuple[Target, ...], events: Events, settings: Settings, seed: int) -> Question:
+def _question(
+    everybody: Sequence[Target], events: Events, settings: Settings, *, max_evaluated: int, seed: int
+) -> Question:
+    targets = drawn(everybody, max_evaluated, seed)
+    n_active = sum(target.active for target in everybody)
     popularity = decayed_popularity(events, settings.popularity_half_life_days)
     cases = make_cases(targets, popularity, seed=seed)
-    return Question(targets, events, popularity, {_NAMES[name]: chosen for name, chosen in cases.items()})
+    return Question(
+        targets,
+        (n_active, len(everybody) - n_active),
+        events,
+        popularity,
+        {_NAMES[name]: chosen for name, chosen in cases.items()},
+    )

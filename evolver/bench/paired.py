@@ -4,6 +4,8 @@ With d_su = NDCG(a) - NDCG(b) of user u in seed s, who is one of n_s users that 
 
     mean = 1/S sum_s 1/n_s sum_u d_su
 
+With `shares`, U counts its groups by these instead: 1/n_s becomes share_g / n_sg for the n_sg users of group g.
+
 Users are resampled with all that the seeds asked them, so a user whom several seeds asked is not counted as several.
 The interval is of users and these seeds' draws; how much training varies from seed to seed is the ± of other tables.
 """
@@ -25,6 +27,9 @@ from evolver.scoring import NOT_RETRIEVED
 
 GROUPS = ("U_A", "U_I", "U")
 _UNRANKED = 0
+
+Shares = tuple[float, float]
+"""Of U_A and of U_I among a population."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +58,46 @@ def asked(table: CaseScores, ranks: Mapping[str, NDArray[np.int64]]) -> dict[str
     }
 
 
-def difference(of_seeds: Sequence[Mapping[str, Any]], name: str, reference: str, group: str, k: int) -> Difference:
-    """NDCG@k of one strategy minus that of another. `of_seeds`: what `asked` gave in each seed; zero without users."""
-    users, values, shares = [], [], []
-    for one in of_seeds:
-        chosen = group_masks(_numbers(one["active"]) == 1)[group]
+def difference(
+    of_seeds: Sequence[Mapping[str, Any]],
+    name: str,
+    reference: str,
+    group: str,
+    k: int,
+    *,
+    shares: Sequence[Shares] | None = None,
+) -> Difference:
+    """NDCG@k of one strategy minus that of another. `of_seeds`: what `asked` gave in each seed; zero without users.
+    `shares`: of U_A and U_I in each of them.
+    """
+    users, values, weights = [], [], []
+    for number, one in enumerate(of_seeds):
+        active = _numbers(one["active"]) == 1
+        chosen = group_masks(active)[group]
         if chosen.any():
             new, old = (gains(_ranks(one["ranks"][which]), k)[chosen] for which in (name, reference))
+            weight = _weights(active[chosen], shares[number] if shares else None)
             users.append(_numbers(one["users"])[chosen])
-            shares.append(np.full(len(new), 1 / len(new)))
-            values.append((new - old) / len(new))
+            weights.append(weight)
+            values.append((new - old) * weight)
     if not users:
         return Difference(0.0, 0.0, 0.0)
     _, who = np.unique(np.concatenate(users), return_inverse=True)
-    total, share = (np.bincount(who, weights=np.concatenate(parts)) for parts in (values, shares))
+    total, share = (np.bincount(who, weights=np.concatenate(parts)) for parts in (values, weights))
     draws = _draws(len(total))
     ends = np.quantile((draws @ total) / (draws @ share), [0.025, 0.975])
     # Processors add up in different orders: without their last digits, a page is the same page everywhere.
     mean, low, high = (round(float(found), 12) for found in (total.sum() / share.sum(), *ends))
     return Difference(mean, low, high)
+
+
+def _weights(active: NDArray[np.bool_], shares: Shares | None) -> NDArray[np.float64]:
+    """What each of these users counts; 1 together.  active: [N] -> [N]"""
+    if shares is None:
+        return np.full(len(active), 1 / len(active))
+    found = np.where(active, shares[0] / max(1, active.sum()), shares[1] / max(1, (~active).sum()))
+    weights: NDArray[np.float64] = found / found.sum()  # where a group was not asked the other one is all
+    return weights
 
 
 @lru_cache(maxsize=8)

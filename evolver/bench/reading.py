@@ -76,6 +76,12 @@ def has_seconds(seeds: Sequence[Results]) -> bool:
     return not any(one["arguments"].get("shared") for one in seeds)
 
 
+def of_like_code(seeds: Sequence[Results], number: int, *names: str) -> bool:
+    """Whether the same code made these strategies' versions of round `number`: else their seconds are not compared."""
+    made = [one["rounds"][number - 1]["strategies"][name].get("code") for one in seeds for name in names]
+    return len(set(made)) == 1
+
+
 def mean_cost(one: Results, strategy: str, value: Callable[[Mapping[str, Any]], float]) -> float:
     """Over the rounds of a seed."""
     return float(np.mean([value(a_round["strategies"][strategy]["cost"]) for a_round in one["rounds"]]))

@@ -26,6 +26,7 @@ from evolver.bench.base import data_hash
 from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
 from evolver.bench.leave_one_out import leave_one_out
 from evolver.bench.locks import alone_in
+from evolver.bench.machine import code
 from evolver.bench.rules import score_rules
 from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
@@ -202,6 +203,10 @@ class _Asked:
             "window_interactions": len(self.round.inputs.window_event_ids),
             "active_users": len(self.round.split.active),
             "known_items": len(self.round.inputs.items),
+            "population": {
+                kind: dict(zip(("U_A", "U_I"), question.population, strict=True))
+                for kind, question in self.round.questions.items()
+            },
         }
 
     def learn(self, strategy: Strategy, watcher: Watcher, out: Path) -> dict[str, Any]:
@@ -262,6 +267,7 @@ def _about(learned: Learned) -> dict[str, Any]:
         "consistency": learned.consistency,
         "validation_loss": learned.validation_loss,
         "cost": {**asdict(learned.cost), "seconds": dict(learned.cost.seconds)},
+        "code": code(),
     }
 
 

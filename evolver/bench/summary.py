@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evolver.bench.cases import DRAWN_SETS, KINDS
-from evolver.bench.paired import GROUPS, Difference, difference
+from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
+from evolver.bench.paired import GROUPS, Difference, Shares, difference
 from evolver.bench.reading import Results, has_seconds, mean_seconds, strategies_of
 from evolver.bench.results import CUTOFFS, EVOREC
 from evolver.bench.tables import NOTHING, interval, markdown
 
 PARTS = tuple((kind, group) for kind in KINDS for group in GROUPS[:2])
-ALL = "all"
+ALL, BY_SIZE, CATALOG = "all", "all, by size", "catalog"
 AHEAD, BEHIND, LEVEL = "ahead", "behind", "level"
 
 READING = [
     "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
-    "`all` is over both kinds of targets and both groups. An ablation lacks a part or replaces it: where EvoRec is",
-    "ahead of it the part adds something, where it is level nothing shows that it does.",
+    "`all` is over both kinds of targets, and both groups count alike; `all, by size` counts each by how many users it",
+    "has (of whom at most so many are asked), as a shop's mean over its users would. `catalog` is NDCG@10 of the whole",
+    "pipeline over all items, both groups alike. An ablation lacks a part or replaces it: where EvoRec is ahead of it",
+    "the part adds something, where it is level nothing shows that it does.",
 ]
 
 
 Compared = Mapping[str, Mapping[str, Difference]]
-"""Other strategy -> part (`memory, U_A`, or `ALL` of them) -> EvoRec's NDCG@3 minus the other's."""
+"""Other strategy -> part (`memory, U_A`, ..., `ALL` of them) -> EvoRec's NDCG minus the other's."""
 
 
 def compared(seeds: Sequence[Results]) -> Compared:
@@ -30,10 +32,13 @@ def compared(seeds: Sequence[Results]) -> Compared:
     names = strategies_of(seeds)
     if EVOREC not in names:
         return {}
+    sized = all("population" in a_round for one in seeds for a_round in one["rounds"])  # older results lack it
     return {
         other: {
             **{f"{kind}, {group}": _pooled(seeds, other, [kind], group) for kind, group in PARTS},
             ALL: _pooled(seeds, other, KINDS, "U"),
+            **({BY_SIZE: _pooled(seeds, other, KINDS, "U", by_size=True)} if sized else {}),
+            CATALOG: _pooled(seeds, other, KINDS, "U", [CATALOG_SET]),
         }
         for other in names
         if other != EVOREC
@@ -44,7 +49,8 @@ def summary(seeds: Sequence[Results], found: Compared) -> list[str]:
     """A row for each other strategy; `found` is what `compared` gave."""
     if not found:
         return []
-    header = ["EvoRec and", *(f"`{kind}`, {group}" for kind, group in PARTS), ALL, "its seconds", "EvoRec is"]
+    over_all = [part for part in next(iter(found.values())) if part in (ALL, BY_SIZE, CATALOG)]
+    header = ["EvoRec and", *(f"`{kind}`, {group}" for kind, group in PARTS), *over_all, "its seconds", "EvoRec is"]
     rows = [
         [other, *map(interval, parts.values()), _share_of_seconds(seeds, other), verdict(parts[ALL])]
         for other, parts in found.items()
@@ -52,16 +58,31 @@ def summary(seeds: Sequence[Results], found: Compared) -> list[str]:
     return ["### EvoRec and each other strategy, all rounds together", "", *READING, "", *markdown(header, rows)]
 
 
-def _pooled(seeds: Sequence[Results], other: str, kinds: Sequence[str], group: str) -> Difference:
-    """Over rounds, drawn candidate sets and these kinds of targets; a user is resampled with all of it."""
-    found = [
-        a_round["asked"][f"{kind}/{candidates}"]
+def _pooled(
+    seeds: Sequence[Results],
+    other: str,
+    kinds: Sequence[str],
+    group: str,
+    sets: Sequence[str] = DRAWN_SETS,
+    *,
+    by_size: bool = False,
+) -> Difference:
+    """Over rounds, candidate sets and these kinds of targets; a user is resampled with all of it."""
+    tables = [
+        (a_round, kind, candidates)
         for one in seeds
         for a_round in one["rounds"]
         for kind in kinds
-        for candidates in DRAWN_SETS
+        for candidates in sets
     ]
-    return difference(found, EVOREC, other, group, CUTOFFS[DRAWN_SETS[0]][-1])
+    found = [a_round["asked"][f"{kind}/{candidates}"] for a_round, kind, candidates in tables]
+    shares = [_shares(a_round["population"][kind]) for a_round, kind, _ in tables] if by_size else None
+    return difference(found, EVOREC, other, group, CUTOFFS[sets[0]][-1], shares=shares)
+
+
+def _shares(population: Mapping[str, int]) -> Shares:
+    everybody = sum(population.values())
+    return population["U_A"] / everybody, population["U_I"] / everybody
 
 
 def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:

@@ -224,7 +224,12 @@ def _validation(losses: tuple[float, float] | None) -> str:
     if losses is None:
         return NOTHING
     before, after = losses
-    return f"{before:.3f} → {after:.3f}" if after < before else f"{before:.3f}, start kept"
+    return f"{before:.3f}, start kept" if start_kept(losses) else f"{before:.3f} → {after:.3f}"
+
+
+def start_kept(losses: Sequence[float] | None) -> bool:
+    """Whether there was an update, and no checkpoint of it was better than the LoRA that it started from."""
+    return losses is not None and losses[1] >= losses[0]
 
 
 def leave_one_out(seeds: Sequence[Results]) -> list[str]:

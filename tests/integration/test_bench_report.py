@@ -64,6 +64,16 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
     assert retrain.startswith("**-0.050 [")
 
 
+def test_a_report_names_calls_for_seeds_with_a_gap_and_unlike_code(tmp_path: Path) -> None:
+    rounds = json.loads(_written(tmp_path, 0).read_text())["rounds"]
+    for a_round in rounds:
+        a_round["strategies"]["evorec"]["code"] = "another"
+    text = write_report([_written(tmp_path, 0, rounds=rounds), _written(tmp_path, 2)], tmp_path / "r.md").read_text()
+    (command,) = (line for line in text.splitlines() if line.startswith("- Command: "))
+    assert command.endswith("interactions.csv`, `" + command.split("`")[1] + " --first-seed 2`")
+    assert "- Code that learned: frozen, retrain, evorec (c0de); evorec (another). Seconds of unlike" in text
+
+
 def test_a_report_says_how_long_all_of_it_took_where_that_was_noted(tmp_path: Path) -> None:
     paths = [_written(tmp_path, seed, elapsed_seconds=3600.0 * hours) for seed, hours in ((0, 1), (1, 4))]
     text = write_report(paths, tmp_path / "report.md").read_text()

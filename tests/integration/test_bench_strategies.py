@@ -47,12 +47,12 @@ LOCATING = [
     "evorec-near-negatives",
     "evorec-parent-negatives",
 ]
-FROM_PARENT_ALL_LAYERS = ["finetune", "replay", "kl", "evorec-all-layers"]
+FROM_PARENT_ALL_LAYERS = ["finetune", "finetune-rehearsal", "replay", "kl", "evorec-all-layers"]
 FRESH = ["retrain", "lsat"]
 CONSISTENT = {"kl", *(name for name in STRATEGIES if name.startswith("evorec"))} - {"evorec-without-consistency"}
 # Of which all members of the retriever rehearse, and of which half do.
 ALL_REHEARSE = {"replay", "evorec-all-rehearse"}
-HALF_REHEARSE = {name for name in STRATEGIES if name.startswith("evorec")} - {
+HALF_REHEARSE = {"finetune-rehearsal", *(name for name in STRATEGIES if name.startswith("evorec"))} - {
     "evorec-without-rehearsal",
     "evorec-all-rehearse",
 }

@@ -86,6 +86,45 @@ def test_met_goals_are_counted_round_by_round_and_undecided_ones_are_not_met() -
     assert goals_met([]) == "–"
 
 
+def test_a_lead_that_may_be_chance_is_no_lead() -> None:
+    said = verdicts(results(OTHERS | {"finetune": 0.4, "evorec": 0.405}))[LEADS]
+    assert said.startswith("+0.005 [")
+    assert said.endswith("of its seconds: **missed**")
+
+
+def test_an_interval_too_wide_shows_no_level() -> None:
+    few = bench_results(["finetune", "evorec"], value=lambda name, *_: 0.4)
+    for a_round in few["rounds"]:
+        for asked in a_round["asked"].values():
+            users = 8
+            asked["users"], asked["active"] = " ".join(map(str, range(users))), " ".join("1" * users)
+            asked["ranks"] = {"finetune": "1 1 1 1 0 0 0 0", "evorec": "0 0 1 1 1 1 0 0"}
+    assert verdicts(few)[LEVEL].endswith("]: too wide to say")
+
+
+def test_the_blend_has_to_beat_rules_and_parts_in_every_seed() -> None:
+    seeds = [bench_results(["evorec"], seed=seed, value=lambda *_: 0.4) for seed in range(2)]
+    for a_round in seeds[1]["rounds"]:
+        for of_kind in a_round["strategies"]["evorec"]["metrics"].values():
+            for name, of_set in of_kind.items():
+                of_kind[name] = of_set | {"llm": {group: {"ndcg@3": 0.45} for group in ("U_A", "U_I", "U")}}
+    (goal,) = (goal for goal in goals(seeds) if goal.what == BLEND)
+    assert str(goal.rounds[0]) == "0.400, llm 0.325, ahead in 1 of 2 seeds"
+    assert goal.rounds[0].met is None  # type: ignore[union-attr]
+
+
+def test_an_update_that_validation_did_not_keep_is_said() -> None:
+    kept = {"validation_loss": [2.5, 2.5]}
+    said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec=kept))
+    assert said["at most 30% of LoRA trains"] == "30%, validation kept the parent's in 1 of 1 seeds: met"
+
+
+def test_seconds_of_unlike_code_decide_nothing() -> None:
+    said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec={"code": "another"}))
+    assert said["seconds per example at most 60% of `finetune`'s"] == "129.0%, of other code"
+    assert said["seconds at most 10% of `retrain`'s"] == "387.0%, of other code"
+
+
 def test_being_level_counts_at_half_of_the_seconds() -> None:
     values = OTHERS | {"finetune": 0.405, "evorec": 0.4}
     theirs, cheap, dear = ({"cost": {"seconds": {"update": seconds}, **_COST}} for seconds in (20.0, 10.0, 15.0))

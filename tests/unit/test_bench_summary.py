@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from evolver.bench.summary import compared, summary
+from evolver.bench.paired import difference
+from evolver.bench.summary import BY_SIZE, CATALOG, compared, summary
 from tests.bench_support import bench_results
 
 
@@ -33,9 +34,28 @@ def test_a_part_that_adds_something_and_one_that_does_not_are_told_apart() -> No
 def test_seeds_are_averaged_and_seconds_are_a_multiple() -> None:
     rows = rows_of({"frozen": 0.2, "finetune": 0.3, "evorec": 0.4}, {"frozen": 0.2, "finetune": 0.3, "evorec": 0.5})
     assert rows["frozen"][4].startswith("**+0.250 [")
-    assert rows["frozen"][5] == "–"
+    assert rows["frozen"][-2] == "–"
     # (6 + 40) / (3 + 20)
-    assert rows["finetune"][5] == "2.00x"
+    assert rows["finetune"][-2] == "2.00x"
+
+
+def test_groups_count_alike_and_by_how_many_users_they_have() -> None:
+    """Of made-up users three quarters are inactive."""
+    ahead_of_active = {"evorec": {"U_A": 0.6, "U_I": 0.4}, "finetune": {"U_A": 0.4, "U_I": 0.4}}
+    found = bench_results([*ahead_of_active], value=lambda name, _, group: ahead_of_active[name].get(group, 0.0))
+    parts = compared([found])["finetune"]
+    assert (parts["all"].mean, parts[BY_SIZE].mean) == (0.1, 0.05)
+    assert parts[CATALOG].mean == 0.1
+    for a_round in found["rounds"]:
+        del a_round["population"]
+    assert [*compared([found])["finetune"]] == [part for part in parts if part != BY_SIZE]
+
+
+def test_where_a_group_was_not_asked_the_other_one_is_all() -> None:
+    found = bench_results(["evorec", "finetune"], value=lambda name, *_: 0.5 if name == "evorec" else 0.25)
+    asked = found["rounds"][0]["asked"]["memory/uniform"]
+    alone = {**asked, "active": asked["active"].replace("0", "1")}
+    assert difference([alone], "evorec", "finetune", "U", 3, shares=[(0.25, 0.75)]).mean == 0.25
 
 
 def test_seconds_of_a_shared_accelerator_are_not_compared() -> None:
