@@ -228,7 +228,7 @@ def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
 def _trains(seeds: Sequence[Results]) -> Judge:
     def judge(number: int) -> Verdict:
         most = max(trainable_share(_cost(one, number, EVOREC)) for one in seeds)
-        kept = sum(start_kept(one["rounds"][number - 1]["strategies"][EVOREC]["validation_loss"]) for one in seeds)
+        kept = sum(start_kept(one["rounds"][number - 1]["strategies"][EVOREC].get("validation_loss")) for one in seeds)
         said = f", validation kept the parent's in {kept} of {len(seeds)} seeds" if kept else ""
         return Verdict(f"{most:.0%}{said}", most <= MOST_TRAINED + 1e-9)
 
