@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import redis.exceptions
 
-from deploy.local.supervisor import ChildSpec, Supervisor
+from deploy.local.supervisor import RUN_MODULE, ChildSpec, Supervisor
 from shared.config import Settings
 from shared.errors import EvorecError, Unavailable
 from shared.redis_client import connect
@@ -29,7 +28,7 @@ async def start_redis(
     """Starts the embedded Redis unless the settings name another one; returns once Redis answers."""
     if settings.redis_url is None:
         # Its stop waits for the append-only file to reach the disk.
-        spec = ChildSpec(REDIS, (sys.executable, "-m", "deploy.local.redis_process"), env, cwd, grace_s=30)
+        spec = ChildSpec(REDIS, (*RUN_MODULE, "deploy.local.redis_process"), env, cwd, grace_s=30)
         await supervisor.start(spec)
         await supervisor.guard(_redis_answers(settings))
     else:
@@ -38,7 +37,7 @@ async def start_redis(
 
 async def start_processes(supervisor: Supervisor, env: Mapping[str, str], cwd: Path | None = None) -> None:
     """Starts the worker and the service, side by side: their imports take seconds each."""
-    command = (sys.executable, "-m", "deploy.cli.main")
+    command = (*RUN_MODULE, "deploy.cli.main")
     await supervisor.start(ChildSpec(WORKER, (*command, "worker"), env, cwd, grace_s=25))
     await supervisor.start(ChildSpec(SERVICE, (*command, "serve"), env, cwd, grace_s=30))
 
