@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.schemas.common import MAX_BATCH
 from shared.dead_letters import DeadLetter
-from shared.errors import EvorecError, Unavailable
+from shared.errors import EvorecError, InvalidInput, Unavailable
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
 from shared.types import AdapterName, DomainId, EvolutionId, Interaction, Item, ItemId, UserId
@@ -92,12 +92,17 @@ class ServiceClient:
         timeout_s: float = 60,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        headers = {"X-API-Key": api_key} if api_key else {}
+        """Raises InvalidInput, which repeats neither key nor password."""
+        key = _sendable(api_key or "")
+        self._url = _shown(url)
         # trust_env: a proxy of the environment is for the internet, not for a service on this machine.
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, transport=transport
+            base_url=url,
+            headers={"X-API-Key": key} if key else {},
+            timeout=timeout_s,
+            trust_env=False,
+            transport=transport,
         )
-        self._url = url
 
     async def __aenter__(self) -> Self:
         return self
@@ -173,13 +178,40 @@ class ServiceClient:
             except httpx.TransportError as error:
                 if last or isinstance(error, httpx.ConnectError):
                     raise Unavailable(
-                        f"no service answers at {self._url} ({error!r}); start one with `evorec up`"
+                        f"no service answers at {self._url} ({_cause(error)}); start one with `evorec up`"
                     ) from error
             else:
                 if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or last:
                     return _content(response)
             await asyncio.sleep(0.2 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _sendable(api_key: str) -> str:
+    """The key without the line end that a file or a shell has left on it."""
+    key = api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("EVOREC_API_KEY (or --api-key) has control or non-ASCII characters; copy it once more")
+    return key
+
+
+def _shown(url: str) -> str:
+    """The service's URL without user and password."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # it names the half of a password that was taken for a port
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidInput(
+            "EVOREC_URL (or --url) is no URL such as http://127.0.0.1:8000; "
+            "write #, / and ? of a password as %23, %2F and %3F"
+        )
+    return str(parsed.copy_with(userinfo=b""))
+
+
+def _cause(error: httpx.TransportError) -> str:
+    """A protocol error's text may quote a header, and with it the key."""
+    return type(error).__name__ if isinstance(error, httpx.ProtocolError) else repr(error)
 
 
 def event_body(event: Interaction) -> dict[str, Any]:

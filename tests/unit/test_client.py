@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from deploy.client import ServiceClient, ServiceRefused
-from shared.errors import Unavailable
+from shared.errors import InvalidInput, Unavailable
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
 DOMAIN = DomainId("shop")
@@ -102,4 +102,52 @@ async def test_no_service_at_all_is_said_at_once() -> None:
 
     async with client(handler) as service:
         with pytest.raises(Unavailable, match=r"no service answers at http://service .*evorec up"):
+            await service.adapters()
+
+
+@pytest.mark.parametrize("key", ["secret\n", "secret\r\n", " secret"])
+async def test_white_space_around_the_key_is_not_sent(key: str) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["X-API-Key"] == "secret"
+        return httpx.Response(200, json={"domains": []})
+
+    async with ServiceClient("http://service", key, transport=httpx.MockTransport(handler)) as service:
+        assert await service.adapters() == []
+
+
+@pytest.mark.parametrize("key", ["hush\x07hush", "hush\nhush", "hüsh"])
+def test_a_key_that_no_header_can_hold_is_named_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidInput, match="EVOREC_API_KEY") as refused:
+        ServiceClient("http://service", key)
+    assert key not in str(refused.value)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://host:80a", "http://me:hush#hush@host:1", "host:8000", "http://", "http://h\n"])
+def test_what_is_no_url_is_named_and_not_shown(url: str) -> None:
+    with pytest.raises(InvalidInput, match="EVOREC_URL") as refused:
+        ServiceClient(url)
+    assert "hush" not in str(refused.value)
+
+
+async def test_a_password_in_the_url_is_not_shown() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"].startswith("Basic ")
+        raise httpx.ConnectError("refused")
+
+    async with ServiceClient("http://me:hush@host:1/evorec", transport=httpx.MockTransport(handler)) as service:
+        with pytest.raises(Unavailable, match="at http://host:1/evorec ") as failed:
+            await service.adapters()
+    assert "hush" not in str(failed.value)
+
+
+async def test_an_error_that_may_quote_a_header_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_wait(_: float) -> None: ...
+
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise httpx.LocalProtocolError("Illegal header value b'secret'")
+
+    monkeypatch.setattr("deploy.client.asyncio.sleep", no_wait)
+    async with client(handler) as service:
+        with pytest.raises(Unavailable, match=r"\(LocalProtocolError\)"):
             await service.adapters()
