@@ -20,6 +20,7 @@ from shared.config import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 GPU = ROOT / "deploy" / "compose.gpu.yaml"
+SETUP = ROOT / "deploy" / "local" / "setup.sh"
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
@@ -109,7 +110,7 @@ def test_every_step_calls_what_the_install_script_has() -> None:
 
 def test_one_version_of_uv_everywhere() -> None:
     [dockerfile] = set(re.findall(r"uv==([\d.]+)", (ROOT / "Dockerfile").read_text()))
-    [setup] = re.findall(r"^uv_version=(.+)$", (ROOT / "deploy/local/setup.sh").read_text(), re.MULTILINE)
+    [setup] = re.findall(r"^uv_version=(.+)$", SETUP.read_text(), re.MULTILINE)
     assert dockerfile == setup
 
 
@@ -128,6 +129,23 @@ def test_the_scripts_are_executable_bash() -> None:
     for script in ("deploy/image/install.sh", "deploy/local/setup.sh", ".ci/run"):
         assert os.access(ROOT / script, os.X_OK), script
         subprocess.run(["/usr/bin/env", "bash", "-n", ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_setup_with_another_python_says_which_it_found_and_not_to_install_it_again(tmp_path: Path, named: bool) -> None:
+    for name in ("python3", "python3.11", "python3.12"):
+        fake = tmp_path / name
+        fake.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.13.5\n')
+        fake.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    if named:
+        env["PYTHON"] = str(tmp_path / "python3")
+    done = subprocess.run([SETUP], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "python3 is Python 3.13.5" in done.stderr
+    assert "uv python install 3.12" in done.stderr
+    assert "python3-venv" not in done.stderr
 
 
 @pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
