@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 BATCH = MAX_BATCH
 _ATTEMPTS = 5
+# Waits double from attempt to attempt.
+_FIRST_WAIT_S = 0.2
+_FIRST_RESTART_WAIT_S = 4.0  # in all a minute: a service that restarts drains for half of one
+_LONGEST_ASKED_WAIT_S = 60.0
+_PATIENCE = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
 _POLL_S = 0.5
 
 
@@ -83,7 +88,7 @@ def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[tuple[int, Sequenc
 
 
 class ServiceClient:
-    """An async context manager. Calls are repeated while the service is away or asks for patience (503)."""
+    """An async context manager. Calls are repeated while the service asks for patience (503, 429) or restarts."""
 
     def __init__(
         self,
@@ -95,6 +100,7 @@ class ServiceClient:
         """Raises InvalidInput, which repeats neither key nor password."""
         key = _sendable(api_key or "")
         self._url = _shown(url)
+        self._was_there = False
         # trust_env: a proxy of the environment is for the internet, not for a service on this machine.
         self._http = httpx.AsyncClient(
             base_url=url,
@@ -173,17 +179,23 @@ class ServiceClient:
         """A lost answer is simply asked for again: no call of this interface does harm when it runs twice."""
         for attempt in range(_ATTEMPTS):
             last = attempt == _ATTEMPTS - 1
+            wait_s = _FIRST_WAIT_S * 2**attempt
             try:
                 response = await self._http.request(method, path, json=body)
             except httpx.TransportError as error:
-                if last or isinstance(error, httpx.ConnectError):
+                refused = isinstance(error, httpx.ConnectError)
+                if last or (refused and not self._was_there):
                     raise Unavailable(
                         f"no service answers at {self._url} ({_cause(error)}); start one with `evorec up`"
                     ) from error
+                if refused:
+                    wait_s = _FIRST_RESTART_WAIT_S * 2**attempt
             else:
-                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or last:
+                self._was_there = True
+                if response.status_code not in _PATIENCE or last:
                     return _content(response)
-            await asyncio.sleep(0.2 * 2**attempt)
+                wait_s = max(wait_s, _asked_wait_s(response))
+            await asyncio.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -223,6 +235,12 @@ def event_body(event: Interaction) -> dict[str, Any]:
 
 def _rejected(answer: dict[str, Any]) -> tuple[tuple[int, str], ...]:
     return tuple((entry["index"], entry["reason"]) for entry in answer["rejected"])
+
+
+def _asked_wait_s(response: httpx.Response) -> float:
+    """Retry-After in seconds, within bounds; 0 where there is none, or a date."""
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_ASKED_WAIT_S) if asked.isdecimal() else 0.0
 
 
 def _content(response: httpx.Response) -> Any:

@@ -78,22 +78,67 @@ async def test_other_failures_are_errors_too(content: bytes) -> None:
             await service.adapters()
 
 
-async def test_an_unavailable_service_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_wait(_: float) -> None: ...
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client would have slept."""
+    slept: list[float] = []
+
+    async def no_wait(seconds: float) -> None:
+        slept.append(seconds)
 
     monkeypatch.setattr("deploy.client.asyncio.sleep", no_wait)
-    answers: Iterator[httpx.Response | Exception] = iter(
-        [httpx.Response(503), httpx.ReadTimeout("slow"), httpx.Response(200, json={"upserted": 1, "rejected": []})]
-    )
+    return slept
+
+
+def one_after_the_other(*answers: httpx.Response | Exception) -> Handler:
+    left: Iterator[httpx.Response | Exception] = iter(answers)
 
     def handler(_: httpx.Request) -> httpx.Response:
-        answer = next(answers)
+        answer = next(left)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async with client(handler) as service:
+    return handler
+
+
+PUT = httpx.Response(200, json={"upserted": 1, "rejected": []})
+
+
+@pytest.mark.parametrize(
+    ("answers", "waited"),
+    [
+        ([httpx.Response(503), httpx.ReadTimeout("slow")], [0.2, 0.4]),
+        ([httpx.Response(503, headers={"Retry-After": "5"})], [5.0]),
+        ([httpx.Response(429, headers={"Retry-After": "7"}), httpx.Response(429)], [7.0, 0.4]),
+        ([httpx.Response(429, headers={"Retry-After": "3600"})], [60.0]),
+        ([httpx.Response(429, headers={"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"})], [0.2]),
+    ],
+)
+async def test_a_service_that_asks_for_patience_is_asked_again(
+    waits: list[float], answers: list[httpx.Response | Exception], waited: list[float]
+) -> None:
+    async with client(one_after_the_other(*answers, PUT)) as service:
         assert (await service.put_items(DOMAIN, [Item(ItemId("a"), "A")])).accepted == 1
+    assert waits == waited
+
+
+async def test_patience_ends(waits: list[float]) -> None:
+    problem = {"title": "Too many requests", "detail": "wait a second"}
+    async with client(lambda _: httpx.Response(429, json=problem)) as service:
+        with pytest.raises(ServiceRefused, match="Too many requests: wait a second"):
+            await service.adapters()
+    assert len(waits) == 4
+
+
+async def test_a_service_that_answered_before_has_a_minute_to_restart(waits: list[float]) -> None:
+    gone = httpx.ConnectError("refused")
+    async with client(one_after_the_other(PUT, *[gone] * 4, PUT, *[gone] * 5)) as service:
+        for _ in range(2):
+            await service.put_items(DOMAIN, [Item(ItemId("a"), "A")])
+        assert sum(waits) == 60
+        with pytest.raises(Unavailable, match="no service answers"):
+            await service.put_items(DOMAIN, [Item(ItemId("a"), "A")])
 
 
 async def test_no_service_at_all_is_said_at_once() -> None:
@@ -141,13 +186,11 @@ async def test_a_password_in_the_url_is_not_shown() -> None:
     assert "hush" not in str(failed.value)
 
 
-async def test_an_error_that_may_quote_a_header_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_wait(_: float) -> None: ...
-
+@pytest.mark.usefixtures("waits")
+async def test_an_error_that_may_quote_a_header_is_named_alone() -> None:
     def handler(_: httpx.Request) -> httpx.Response:
         raise httpx.LocalProtocolError("Illegal header value b'secret'")
 
-    monkeypatch.setattr("deploy.client.asyncio.sleep", no_wait)
     async with client(handler) as service:
         with pytest.raises(Unavailable, match=r"\(LocalProtocolError\)"):
             await service.adapters()
