@@ -174,6 +174,26 @@ def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
     assert mounted == set(content["volumes"])
 
 
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_compose_hands_on_what_all_processes_share(files: tuple[Path, ...]) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [shared] = re.findall(r"Service, worker and commands need the same (.*?);", page, re.DOTALL)
+    names = set(re.findall(r"`(EVOREC_\w+)`", shared))
+    assert {"EVOREC_POSITIVE_EVENTS", "EVOREC_PANEL_SHARE"} <= names
+    services = compose(*files)["services"]
+    service, worker = (services[name]["environment"] for name in ("service", "worker"))
+    assert names <= set(service)
+    assert {name: service[name] for name in names} == {name: worker[name] for name in names}
+    # Without a value compose hands the shell's on, or nothing; `${X:-}` would be an empty text, which is no number.
+    assert not any(value.endswith(":-}") for value in (*service.values(), *worker.values()) if isinstance(value, str))
+
+
+def test_the_gpu_has_room_for_the_worker_unless_the_user_says_otherwise() -> None:
+    for name in ("service", "worker"):
+        share = compose(COMPOSE, GPU)["services"][name]["environment"]["EVOREC_GPU_MEMORY_SHARE"]
+        assert re.fullmatch(r"\$\{EVOREC_GPU_MEMORY_SHARE:-0\.[3-7]\}", share)
+
+
 def test_compose_keeps_redis_durable_and_private() -> None:
     redis = compose(COMPOSE)["services"]["redis"]
     command = redis["command"]
