@@ -77,14 +77,14 @@ class DomainVersions(BaseModel):
     versions: tuple[Manifest, ...]
 
 
-def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[tuple[int, Sequence[T]]]:
-    """(index of the first row, rows) of each batch.
+def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[Sequence[T]]:
+    """The rows, at most `size` at a time.
 
     >>> list(batches("abc", 2))
-    [(0, 'ab'), (2, 'c')]
+    ['ab', 'c']
     """
     for start in range(0, len(rows), size):
-        yield start, rows[start : start + size]
+        yield rows[start : start + size]
 
 
 class ServiceClient:
