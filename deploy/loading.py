@@ -52,6 +52,7 @@ class Total:
 
 def in_words(row: Item | Interaction) -> str:
     """What to look for in the file: rows come sorted, and without those that are bad or outside of the time range."""
+    values: dict[str, str]
     if isinstance(row, Item):
         values = {"item_id": row.item_id}
     else:
