@@ -92,10 +92,15 @@ def show_bad_lines(loaded: Loaded[T], what: str) -> None:
         return
     console = note_console()
     console.print(
-        f"{what}: {loaded.n_bad} bad lines left out, {len(loaded.rows)} good ones used. The first:", style="yellow"
+        f"{what}: {loaded.n_bad} bad lines left out, {len(loaded.rows)} good ones used. The first:",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
     )
     for line in loaded.first_bad:
-        console.print(f"  line {line.number}: {line.reason}: {line.text}", markup=False, highlight=False)
+        console.print(
+            f"  line {line.number}: {line.reason}: {line.text}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def show_rejected(what: str, n_rejected: int, first: Sequence[tuple[str, str]]) -> None:

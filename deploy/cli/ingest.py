@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from deploy.cli import options
 from deploy.cli.tables import evolution_table
@@ -184,7 +185,7 @@ async def _load(to: Loader, domain: DomainId, items: Sequence[Item], events: Seq
 
 
 def _catalog(path: Path) -> tuple[Item, ...]:
-    with note_console().status(f"Reading {path}"):
+    with note_console().status(f"Reading {escape(str(path))}"):
         loaded = read_items(path)
     show_bad_lines(loaded, str(path))
     return loaded.rows
@@ -193,7 +194,7 @@ def _catalog(path: Path) -> tuple[Item, ...]:
 def _events(path: Path, since: str | None, until: str | None, seed: int) -> Loaded[Interaction]:
     low = None if since is None else parse_date(since)
     high = None if until is None else parse_date(until)
-    with note_console().status(f"Reading {path}"):
+    with note_console().status(f"Reading {escape(str(path))}"):
         loaded = read_interactions(path, since=low, until=high, seed=seed)
     show_bad_lines(loaded, str(path))
     return loaded

@@ -67,5 +67,7 @@ async def _announce(settings: Settings, console: Console) -> None:
 
     await service_ready(url, say=say)
     console.print(
-        f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it."
+        f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it.",
+        markup=False,
+        soft_wrap=True,
     )
