@@ -60,9 +60,10 @@ def ingest(
         return
     if interactions is None:
         raise typer.BadParameter("name a file of interactions, or --archive")
+    into = options.domain_id(domain)  # before files that may take minutes
     events = _events(interactions, since, until, seed)
     catalog = _catalog(items) if items else ()
-    total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    total = options.run(_ingest(into, catalog, events.rows, direct, url, api_key))
     _tell(total, events, as_json)
     has_any = events.rows or (events.n_bad and not events.n_outside)
     if has_any and not total.accepted + total.duplicates:
@@ -84,9 +85,10 @@ def bootstrap(
 
     Exit code 1 where no version came of it.
     """
+    into = options.domain_id(domain)  # before files that may take minutes
     catalog = _catalog(items)
     events = _events(interactions, None, until, seed)
-    evolution = options.run(_bootstrap(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    evolution = options.run(_bootstrap(into, catalog, events.rows, direct, url, api_key))
     if as_json:
         print_json(evolution.model_dump(mode="json"))
     else:

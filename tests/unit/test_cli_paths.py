@@ -60,6 +60,8 @@ def test_the_base_that_was_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_report_of_a_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_strategies", "keep_freed_memory"):
+        monkeypatch.setattr(bench, name, lambda *_: ())
     monkeypatch.setattr(bench, "_seed", lambda plan, seed: plan.out / f"seed-{seed}")
     monkeypatch.setattr(bench, "_report_writer", lambda: lambda _, path: path)
     files = ["--items", "items.jsonl", "--interactions", "interactions.csv"]
