@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.schemas.common import MAX_BATCH
 from shared.dead_letters import DeadLetter
-from shared.errors import EvorecError, Unavailable
+from shared.errors import EvorecError, InvalidInput, Unavailable
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
 from shared.types import AdapterName, DomainId, EvolutionId, Interaction, Item, ItemId, UserId
@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 BATCH = MAX_BATCH
 _ATTEMPTS = 5
+# Waits double from attempt to attempt.
+_FIRST_WAIT_S = 0.2
+_FIRST_RESTART_WAIT_S = 4.0  # in all a minute: a service that restarts drains for half of one
+_LONGEST_ASKED_WAIT_S = 60.0
+_PATIENCE = (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS)
 _POLL_S = 0.5
 
 
@@ -72,18 +77,18 @@ class DomainVersions(BaseModel):
     versions: tuple[Manifest, ...]
 
 
-def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[tuple[int, Sequence[T]]]:
-    """(index of the first row, rows) of each batch.
+def batches(rows: Sequence[T], size: int = BATCH) -> Iterator[Sequence[T]]:
+    """The rows, at most `size` at a time.
 
     >>> list(batches("abc", 2))
-    [(0, 'ab'), (2, 'c')]
+    ['ab', 'c']
     """
     for start in range(0, len(rows), size):
-        yield start, rows[start : start + size]
+        yield rows[start : start + size]
 
 
 class ServiceClient:
-    """An async context manager. Calls are repeated while the service is away or asks for patience (503)."""
+    """An async context manager. Calls are repeated while the service asks for patience (503, 429) or restarts."""
 
     def __init__(
         self,
@@ -92,12 +97,18 @@ class ServiceClient:
         timeout_s: float = 60,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        headers = {"X-API-Key": api_key} if api_key else {}
+        """Raises InvalidInput, which repeats neither key nor password."""
+        key = _sendable(api_key or "")
+        self._url = _shown(url)
+        self._was_there = False
         # trust_env: a proxy of the environment is for the internet, not for a service on this machine.
         self._http = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, transport=transport
+            base_url=url,
+            headers={"X-API-Key": key} if key else {},
+            timeout=timeout_s,
+            trust_env=False,
+            transport=transport,
         )
-        self._url = url
 
     async def __aenter__(self) -> Self:
         return self
@@ -168,18 +179,51 @@ class ServiceClient:
         """A lost answer is simply asked for again: no call of this interface does harm when it runs twice."""
         for attempt in range(_ATTEMPTS):
             last = attempt == _ATTEMPTS - 1
+            wait_s = _FIRST_WAIT_S * 2**attempt
             try:
                 response = await self._http.request(method, path, json=body)
             except httpx.TransportError as error:
-                if last or isinstance(error, httpx.ConnectError):
+                refused = isinstance(error, httpx.ConnectError)
+                if last or (refused and not self._was_there):
                     raise Unavailable(
-                        f"no service answers at {self._url} ({error!r}); start one with `evorec up`"
+                        f"no service answers at {self._url} ({_cause(error)}); start one with `evorec up`"
                     ) from error
+                if refused:
+                    wait_s = _FIRST_RESTART_WAIT_S * 2**attempt
             else:
-                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or last:
+                self._was_there = True
+                if response.status_code not in _PATIENCE or last:
                     return _content(response)
-            await asyncio.sleep(0.2 * 2**attempt)
+                wait_s = max(wait_s, _asked_wait_s(response))
+            await asyncio.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _sendable(api_key: str) -> str:
+    """The key without the line end that a file or a shell has left on it."""
+    key = api_key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidInput("EVOREC_API_KEY (or --api-key) has control or non-ASCII characters; copy it once more")
+    return key
+
+
+def _shown(url: str) -> str:
+    """The service's URL without user and password."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # it names the half of a password that was taken for a port
+        parsed = httpx.URL()
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidInput(
+            "EVOREC_URL (or --url) is no URL such as http://127.0.0.1:8000; "
+            "write #, / and ? of a password as %23, %2F and %3F"
+        )
+    return str(parsed.copy_with(userinfo=b""))
+
+
+def _cause(error: httpx.TransportError) -> str:
+    """A protocol error's text may quote a header, and with it the key."""
+    return type(error).__name__ if isinstance(error, httpx.ProtocolError) else repr(error)
 
 
 def event_body(event: Interaction) -> dict[str, Any]:
@@ -191,6 +235,12 @@ def event_body(event: Interaction) -> dict[str, Any]:
 
 def _rejected(answer: dict[str, Any]) -> tuple[tuple[int, str], ...]:
     return tuple((entry["index"], entry["reason"]) for entry in answer["rejected"])
+
+
+def _asked_wait_s(response: httpx.Response) -> float:
+    """Retry-After in seconds, within bounds; 0 where there is none, or a date."""
+    asked = response.headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_ASKED_WAIT_S) if asked.isdecimal() else 0.0
 
 
 def _content(response: httpx.Response) -> Any:

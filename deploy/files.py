@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SHOWN_TEXT = 100
 _MAX_LINE = 1 << 20  # bytes; no sane record is longer, and one bad file must not fill the memory
 _REQUIRED_COLUMNS = ("user_id", "item_id", "timestamp")
 _FAR_FUTURE = 1e11  # seconds; larger numbers are milliseconds
+_DATE_WITHOUT_DASHES = re.compile(r"((?:19|20)\d\d)(\d\d)(\d\d)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,8 @@ def _cells(line: str) -> Sequence[str]:
 
 def _timestamp(text: str) -> float:
     """Unix seconds, or ISO 8601."""
+    if date := _DATE_WITHOUT_DASHES.fullmatch(text):  # as seconds it would be a day of 1970
+        raise ValueError(f"timestamp {text} looks like a date; write {'-'.join(date.groups())}")
     try:
         seconds = float(text)
     except ValueError:

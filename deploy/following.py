@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from rich.console import Console
 
 from deploy.client import ServiceClient, ServiceRefused
@@ -9,6 +12,9 @@ from deploy.output import note_console, share_progress
 from shared.errors import Conflict, EvorecError
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.types import DomainId, EvolutionId
+
+_QUEUED_S = 60.0
+_NO_WORKER = "No worker has taken it yet: is one running with this EVOREC_BROKER_URL, and not busy with another domain?"
 
 
 class EvolutionFailed(EvorecError):
@@ -33,11 +39,21 @@ async def start_evolution(
         return active.id
 
 
-async def follow(client: ServiceClient, evolution_id: EvolutionId, console: Console, label: str) -> Evolution:
-    """The final state. Ctrl-C ends the watching, not the evolution."""
+async def follow(
+    client: ServiceClient,
+    evolution_id: EvolutionId,
+    console: Console,
+    label: str,
+    clock: Callable[[], float] = time.monotonic,
+) -> Evolution:
+    """The final state. Ctrl-C ends the watching, not the evolution. `clock`: seconds."""
+    began, is_told = clock(), False
     with share_progress(console) as progress:
         task = progress.add_task(f"{label}: queued", total=1.0)
         async for evolution in client.follow(evolution_id):
+            if evolution.status is EvolutionStatus.queued and not is_told and clock() >= began + _QUEUED_S:
+                is_told = True
+                console.print(_NO_WORKER, style="yellow", soft_wrap=True)
             stage = evolution.status if evolution.status.final else evolution.stage or evolution.status
             completed = 1.0 if evolution.status.final else evolution.progress
             progress.update(task, description=f"{label}: {stage}", completed=completed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from service.schemas.common import Rejected
 
 SHOWN_REJECTED = 5
+_SHOWN_VALUE = 100  # characters
 
 
 class Loader(Protocol):
@@ -31,21 +32,37 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What became of all rows. `first_rejected`: (row number from 0, reason)."""
+    """What became of all rows. `first_rejected`: (the row in words, reason)."""
 
     accepted: int = 0
     duplicates: int = 0
     rejected: int = 0
-    first_rejected: tuple[tuple[int, str], ...] = ()
+    first_rejected: tuple[tuple[str, str], ...] = ()
 
-    def plus(self, batch: Ingested, start: int) -> Total:
-        shown = (*self.first_rejected, *((start + index, reason) for index, reason in batch.rejected))
+    def plus(self, batch: Ingested, rows: Sequence[Item] | Sequence[Interaction]) -> Total:
+        """`batch`: what became of `rows`."""
+        shown = (*self.first_rejected, *((in_words(rows[index]), reason) for index, reason in batch.rejected))
         return Total(
             self.accepted + batch.accepted,
             self.duplicates + batch.duplicates,
             self.rejected + len(batch.rejected),
             shown[:SHOWN_REJECTED],
         )
+
+
+def in_words(row: Item | Interaction) -> str:
+    """What to look for in the file: rows come sorted, and without those that are bad or outside of the time range."""
+    values: dict[str, str]
+    if isinstance(row, Item):
+        values = {"item_id": row.item_id}
+    else:
+        values = {
+            "user_id": row.user_id,
+            "item_id": row.item_id,
+            "event_type": row.event_type,
+            "timestamp": f"{row.timestamp:.0f}",
+        }
+    return ", ".join(f"{name} {value[:_SHOWN_VALUE]}" for name, value in values.items())
 
 
 class DirectLoader:
@@ -94,8 +111,8 @@ async def loader(client: ServiceClient, direct: bool) -> AsyncIterator[Loader]:
 async def load_items(to: Loader, domain: DomainId, items: Sequence[Item], done: Callable[[int], object]) -> Total:
     """`done(n)` after each batch of n rows."""
     total = Total()
-    for start, batch in batches(items, BATCH):
-        total = total.plus(await to.put_items(domain, batch), start)
+    for batch in batches(items, BATCH):
+        total = total.plus(await to.put_items(domain, batch), batch)
         done(len(batch))
     return total
 
@@ -105,7 +122,7 @@ async def load_interactions(
 ) -> Total:
     """In order and one batch after the other: the stream's order decides between equal timestamps."""
     total = Total()
-    for start, batch in batches(events, BATCH):
-        total = total.plus(await to.post_interactions(domain, batch), start)
+    for batch in batches(events, BATCH):
+        total = total.plus(await to.post_interactions(domain, batch), batch)
         done(len(batch))
     return total

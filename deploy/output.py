@@ -92,17 +92,22 @@ def show_bad_lines(loaded: Loaded[T], what: str) -> None:
         return
     console = note_console()
     console.print(
-        f"{what}: {loaded.n_bad} bad lines left out, {len(loaded.rows)} good ones used. The first:", style="yellow"
+        f"{what}: {loaded.n_bad} bad lines left out, {len(loaded.rows)} good ones used. The first:",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
     )
     for line in loaded.first_bad:
-        console.print(f"  line {line.number}: {line.reason}: {line.text}", markup=False, highlight=False)
+        console.print(
+            f"  line {line.number}: {line.reason}: {line.text}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
-def show_rejected(what: str, n_rejected: int, first: Sequence[tuple[int, str]]) -> None:
-    """`first`: (row number from 0, reason) of some of what the service refused."""
+def show_rejected(what: str, n_rejected: int, first: Sequence[tuple[str, str]]) -> None:
+    """`first`: (the row in words, reason) of some of what the service refused."""
     if not n_rejected:
         return
     console = note_console()
     console.print(f"{n_rejected} {what} were rejected. The first:", style="yellow")
     for row, reason in first:
-        console.print(f"  row {row + 1}: {reason}", markup=False, highlight=False)
+        console.print(f"  {row}: {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -77,7 +77,9 @@ def bench(
     if as_json:
         print_json({"results": [str(path) for path in files], "report": str(report)})
     else:
-        result_console().print(f"Report in {report}, figures in {', '.join(map(str, files))}", soft_wrap=True)
+        result_console().print(
+            f"Report in {report}, figures in {', '.join(map(str, files))}", markup=False, soft_wrap=True
+        )
 
 
 def _report_writer() -> Callable[[list[Path], Path], Path]:

@@ -39,7 +39,7 @@ def demo(
         try:
             report = options.run(run_demo(state, store, console))
         except EvorecError:
-            note_console().print(f"The logs are in {state.logs}", highlight=False, soft_wrap=True)
+            note_console().print(f"The logs are in {state.logs}", markup=False, highlight=False, soft_wrap=True)
             raise
         (state.folder / "report.json").write_text(json.dumps(report.to_dict(), indent=1, default=str) + "\n")
         if as_json:

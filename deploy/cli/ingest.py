@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from deploy.cli import options
 from deploy.cli.tables import evolution_table
@@ -59,9 +60,10 @@ def ingest(
         return
     if interactions is None:
         raise typer.BadParameter("name a file of interactions, or --archive")
+    into = options.domain_id(domain)  # before files that may take minutes
     events = _events(interactions, since, until, seed)
     catalog = _catalog(items) if items else ()
-    total = options.run(_ingest(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    total = options.run(_ingest(into, catalog, events.rows, direct, url, api_key))
     _tell(total, events, as_json)
     has_any = events.rows or (events.n_bad and not events.n_outside)
     if has_any and not total.accepted + total.duplicates:
@@ -83,9 +85,10 @@ def bootstrap(
 
     Exit code 1 where no version came of it.
     """
+    into = options.domain_id(domain)  # before files that may take minutes
     catalog = _catalog(items)
     events = _events(interactions, None, until, seed)
-    evolution = options.run(_bootstrap(options.domain_id(domain), catalog, events.rows, direct, url, api_key))
+    evolution = options.run(_bootstrap(into, catalog, events.rows, direct, url, api_key))
     if as_json:
         print_json(evolution.model_dump(mode="json"))
     else:
@@ -184,7 +187,7 @@ async def _load(to: Loader, domain: DomainId, items: Sequence[Item], events: Seq
 
 
 def _catalog(path: Path) -> tuple[Item, ...]:
-    with note_console().status(f"Reading {path}"):
+    with note_console().status(f"Reading {escape(str(path))}"):
         loaded = read_items(path)
     show_bad_lines(loaded, str(path))
     return loaded.rows
@@ -193,7 +196,7 @@ def _catalog(path: Path) -> tuple[Item, ...]:
 def _events(path: Path, since: str | None, until: str | None, seed: int) -> Loaded[Interaction]:
     low = None if since is None else parse_date(since)
     high = None if until is None else parse_date(until)
-    with note_console().status(f"Reading {path}"):
+    with note_console().status(f"Reading {escape(str(path))}"):
         loaded = read_interactions(path, since=low, until=high, seed=seed)
     show_bad_lines(loaded, str(path))
     return loaded

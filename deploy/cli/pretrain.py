@@ -57,7 +57,9 @@ def pretrain(
     if as_json:
         print_json({"base_model": str(out), "steps": config.total_steps, **measured})
     else:
-        result_console().print(f"Base model in {out}. Use it with EVOREC_BASE_MODEL={out}")
+        result_console().print(
+            f"Base model in {out}. Use it with EVOREC_BASE_MODEL={out}", markup=False, soft_wrap=True
+        )
 
 
 def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str, float]:

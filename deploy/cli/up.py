@@ -61,7 +61,13 @@ async def _run(settings: Settings, env: dict[str, str]) -> NoReturn:
 
 async def _announce(settings: Settings, console: Console) -> None:
     url = settings.own_url
-    await service_ready(url)
+
+    def say(what: str) -> None:
+        console.print(f"The service is {what}", markup=False, highlight=False, soft_wrap=True)
+
+    await service_ready(url, say=say)
     console.print(
-        f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it."
+        f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it.",
+        markup=False,
+        soft_wrap=True,
     )

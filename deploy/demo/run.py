@@ -27,6 +27,7 @@ from shared.errors import EvorecError
 from shared.evolutions import Evolution
 from shared.types import AdapterName, Interaction, UserId
 
+_START_TIMEOUT_S = 900.0
 _SWAP_TIMEOUT_S = 60.0
 _TRAFFIC_INTERVAL_S = 1.0
 
@@ -63,7 +64,7 @@ async def run_demo(state: DemoState, store: Store, console: Console) -> DemoRepo
             with clock.stage("start: Redis, worker, service"), _pulse(console, "Starting Redis, worker and service"):
                 await start_redis(supervisor, state.settings, state.env, state.folder)
                 await start_processes(supervisor, state.env, state.folder)
-                await supervisor.guard(service_ready(state.url))
+                await supervisor.guard(service_ready(state.url, timeout_s=_START_TIMEOUT_S))
             async with ServiceClient(state.url) as client:
                 story = await supervisor.guard(_Story(client, store, state, console, clock).tell())
             with clock.stage("stop"), _pulse(console, "Stopping"):

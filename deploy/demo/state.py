@@ -26,14 +26,18 @@ _SIZES: dict[str, object] = {
     "max_validation_users": 24,
     "update_epochs": 1,
 }
-# What connects an installation to its real data, and the lock that guards it.
+# What connects an installation to its real data, the lock that guards it, and what the demo's purchases, its one Redis
+# and its many calls would not get past. The demo has their defaults.
 _DROPPED = (
-    "EVOREC_REDIS_URL",
-    "EVOREC_BROKER_URL",
-    "EVOREC_ARTIFACTS_URL",
-    "EVOREC_API_KEYS",
-    "EVOREC_API_KEYS_FILE",
-    "EVOREC_API_KEY",
+    "redis_url",
+    "broker_url",
+    "artifacts_url",
+    "api_keys",
+    "api_keys_file",
+    "positive_events",
+    "rate_limit",
+    "wait_replicas",
+    "worker_metrics_port",
 )
 
 
@@ -67,7 +71,9 @@ def fresh_state(seed: int) -> Iterator[DemoState]:
             raise Conflict(f"another `evorec demo` runs in {folder}") from error
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "logs").mkdir(parents=True)
-        sizes = {name: size for name, size in _SIZES.items() if name not in user.model_fields_set}
+        # The processes run in the demo's folder, where no .env lies; the settings here must be the same as theirs.
+        inherited = Settings(_env_file=None)
+        sizes = {name: size for name, size in _SIZES.items() if name not in inherited.model_fields_set}
         changes: dict[str, object] = {
             **sizes,
             "state_dir": folder,
@@ -80,18 +86,16 @@ def fresh_state(seed: int) -> Iterator[DemoState]:
             "panel_share": _PANEL_SHARE,
             "seed": seed,
         }
-        disconnected = {
-            "redis_url": None,
-            "broker_url": None,
-            "artifacts_url": None,
-            "api_keys": (),
-            "api_keys_file": None,
-        }
-        kept = {name: value for name, value in os.environ.items() if name.upper() not in _DROPPED}
-        env = kept | {f"EVOREC_{name.upper()}": str(value) for name, value in changes.items()}
-        # The processes run in the demo's folder, where no .env lies; the settings here must be the same as theirs.
-        settings = Settings(_env_file=None).model_copy(update=changes | disconnected)
+        defaults = {name: Settings.model_fields[name].default for name in _DROPPED}
+        dropped = {"EVOREC_API_KEY", *map(_variable, _DROPPED)}
+        kept = {name: value for name, value in os.environ.items() if name.upper() not in dropped}
+        env = kept | {_variable(name): str(value) for name, value in changes.items()}
+        settings = inherited.model_copy(update=changes | defaults)
         yield DemoState(folder, settings, env)
+
+
+def _variable(name: str) -> str:
+    return f"EVOREC_{name.upper()}"
 
 
 def _absolute(base_model: str) -> str:

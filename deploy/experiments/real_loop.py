@@ -47,7 +47,7 @@ class Transcript:
         extra = ["--json"] if save_as else []
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli.main", *arguments, *extra],
+            [sys.executable, "-P", "-m", "deploy.cli.main", *arguments, *extra],
             env={**os.environ, **self.env},
             stdout=subprocess.PIPE,
             text=True,
@@ -147,7 +147,7 @@ def _up(run: Transcript) -> Iterator[None]:
         subprocess.run(["rm", "-rf", str(state / old)], check=True)  # noqa: S607
     run.text.append("$ evorec up &")
     with (state / "up.log").open("wb") as log:
-        command = [sys.executable, "-m", "deploy.cli.main", "up"]
+        command = [sys.executable, "-P", "-m", "deploy.cli.main", "up"]
         process = subprocess.Popen(command, env={**os.environ, **run.env}, stdout=log, stderr=log)
         try:
             _wait_ready(run, process)

@@ -21,6 +21,16 @@ find_python() {
     done
 }
 
+# What is there instead of a supported Python; nothing where there is none and none was asked for, which apt can help.
+other_python() {
+    local name=${PYTHON:-python3} version
+    if version=$("$name" -V 2>&1); then
+        echo "$name is $version"
+    elif [[ -n ${PYTHON:-} ]]; then
+        echo "PYTHON=$name does not run"
+    fi
+}
+
 has_libnuma() {
     compgen -G '/usr/lib/*/libnuma.so.1' >/dev/null || compgen -G '/lib/*/libnuma.so.1' >/dev/null ||
         compgen -G '/usr/lib*/libnuma.so.1' >/dev/null
@@ -28,9 +38,10 @@ has_libnuma() {
 
 # Everything that is missing goes into one apt line, so that nobody has to come back here twice.
 require_system_parts() {
-    local python=$1 missing=()
+    local python=$1 missing=() other=
     if [[ -z $python ]]; then
-        missing+=(python3 python3-venv)
+        other=$(other_python)
+        [[ -n $other ]] || missing+=(python3 python3-venv)
     elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         case $python in
         python3.*) missing+=("$python-venv") ;;
@@ -38,16 +49,25 @@ require_system_parts() {
         esac
     fi
     has_libnuma || missing+=(libnuma1)
-    if ((${#missing[@]} == 0)); then return; fi
+    if [[ -z $other ]] && ((${#missing[@]} == 0)); then return; fi
 
     local sudo=sudo
     if ((EUID == 0)); then sudo=; fi
     {
-        [[ -n $python ]] || echo "evorec needs Python 3.11 or 3.12 (set PYTHON to its path if it is not on PATH)."
-        echo "This system lacks ${missing[*]}. Install with:"
-        echo
-        echo "    ${sudo:+$sudo }apt-get install -y ${missing[*]}"
-        echo
+        if [[ -n $other ]]; then
+            echo "evorec needs Python 3.11 or 3.12, and $other. Install one of them beside it, with uv for example:"
+            echo
+            echo "    uv python install 3.12 && PYTHON=\$(uv python find 3.12) make setup"
+            echo
+        elif [[ -z $python ]]; then
+            echo "evorec needs Python 3.11 or 3.12 (set PYTHON to its path if it is not on PATH)."
+        fi
+        if ((${#missing[@]} > 0)); then
+            echo "This system lacks ${missing[*]}. Install with:"
+            echo
+            echo "    ${sudo:+$sudo }apt-get install -y ${missing[*]}"
+            echo
+        fi
     } >&2
     exit 1
 }

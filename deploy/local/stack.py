@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sys
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
 import redis.exceptions
 
-from deploy.local.supervisor import ChildSpec, Supervisor
+from deploy.local.supervisor import RUN_MODULE, ChildSpec, Supervisor
 from shared.config import Settings
 from shared.errors import EvorecError, Unavailable
 from shared.redis_client import connect
 
 REDIS, WORKER, SERVICE = "redis", "worker", "service"
 _REDIS_START_S = 60.0
-# The engine's start takes half a minute on a laptop, several minutes with a large model on a cold disk.
-_SERVICE_START_S = 900.0
+_SAID_EVERY_S = 180.0
+_SHOWN_ANSWER = 1000  # characters
 
 
 async def start_redis(
@@ -29,7 +28,7 @@ async def start_redis(
     """Starts the embedded Redis unless the settings name another one; returns once Redis answers."""
     if settings.redis_url is None:
         # Its stop waits for the append-only file to reach the disk.
-        spec = ChildSpec(REDIS, (sys.executable, "-m", "deploy.local.redis_process"), env, cwd, grace_s=30)
+        spec = ChildSpec(REDIS, (*RUN_MODULE, "deploy.local.redis_process"), env, cwd, grace_s=30)
         await supervisor.start(spec)
         await supervisor.guard(_redis_answers(settings))
     else:
@@ -38,21 +37,37 @@ async def start_redis(
 
 async def start_processes(supervisor: Supervisor, env: Mapping[str, str], cwd: Path | None = None) -> None:
     """Starts the worker and the service, side by side: their imports take seconds each."""
-    command = (sys.executable, "-m", "deploy.cli.main")
+    command = (*RUN_MODULE, "deploy.cli.main")
     await supervisor.start(ChildSpec(WORKER, (*command, "worker"), env, cwd, grace_s=25))
     await supervisor.start(ChildSpec(SERVICE, (*command, "serve"), env, cwd, grace_s=30))
 
 
-async def service_ready(url: str, timeout_s: float = _SERVICE_START_S) -> None:
-    """Returns once the champions are loaded and warmed."""
-    deadline = time.monotonic() + timeout_s
+async def service_ready(
+    url: str, *, timeout_s: float = math.inf, say: Callable[[str], object] = lambda _: None
+) -> None:
+    """Returns once the champions are loaded and warmed; raises Unavailable after `timeout_s`.
+
+    A start may take any time (a large model is downloaded once): every few minutes `say` gets what keeps the service.
+    """
+    began = said = time.monotonic()
     async with httpx.AsyncClient(base_url=url, timeout=5, trust_env=False) as client:
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if (await client.get("/health/ready")).is_success:
-                    return
+        while (obstacle := await _obstacle(client)) is not None:
+            now = time.monotonic()
+            if now >= began + timeout_s:
+                raise Unavailable(f"the service at {url} was not ready within {timeout_s:.0f} s: {obstacle}")
+            if now >= said + _SAID_EVERY_S:
+                said = now
+                say(f"not ready after {now - began:.0f} s: {obstacle}")
             await asyncio.sleep(0.2)
-    raise Unavailable(f"the service at {url} was not ready within {timeout_s:.0f} s")
+
+
+async def _obstacle(client: httpx.AsyncClient) -> str | None:
+    """What /health/ready says against the service; None once it is ready."""
+    try:
+        response = await client.get("/health/ready")
+    except httpx.TransportError as error:
+        return f"no answer ({error!r})"
+    return None if response.is_success else f"/health/ready answers {response.text[:_SHOWN_ANSWER]}"
 
 
 async def _redis_answers(settings: Settings) -> None:

@@ -21,6 +21,9 @@ from deploy.local.tethered import PARENT_VARIABLE
 from shared.errors import EvorecError
 from shared.parent import adopt_orphans
 
+# -P: a file in the current folder, a deploy.py of the user's say, must not be taken for ours.
+RUN_MODULE = (sys.executable, "-P", "-m")
+
 _LINE_LIMIT = 1 << 20  # bytes of one log line; a longer one is cut into several
 _TAIL_LINES = 40
 _POLL_S = 0.05
@@ -97,11 +100,11 @@ class Supervisor:
         env = {
             **(os.environ if spec.env is None else spec.env),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # -P for what a child starts: vLLM runs a module that imports our plugin
             PARENT_VARIABLE: str(os.getpid()),
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
+            *RUN_MODULE,
             "deploy.local.tethered",
             *spec.command,
             stdin=asyncio.subprocess.DEVNULL,

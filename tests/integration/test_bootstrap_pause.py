@@ -66,8 +66,13 @@ async def test_a_pause_from_before_is_said_at_the_end(
 
 
 async def test_what_stays_paused_because_the_service_went_away_is_said(
-    service_settings: Settings, redis: Redis, shop: DomainId, capsys: pytest.CaptureFixture[str]
+    service_settings: Settings,
+    redis: Redis,
+    shop: DomainId,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("deploy.client._FIRST_RESTART_WAIT_S", 0.01)
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(serving(service_settings, redis))
         await service.ready()

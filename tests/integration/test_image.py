@@ -20,6 +20,7 @@ from shared.config import Settings
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 GPU = ROOT / "deploy" / "compose.gpu.yaml"
+SETUP = ROOT / "deploy" / "local" / "setup.sh"
 COMMANDS = {command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
@@ -109,7 +110,7 @@ def test_every_step_calls_what_the_install_script_has() -> None:
 
 def test_one_version_of_uv_everywhere() -> None:
     [dockerfile] = set(re.findall(r"uv==([\d.]+)", (ROOT / "Dockerfile").read_text()))
-    [setup] = re.findall(r"^uv_version=(.+)$", (ROOT / "deploy/local/setup.sh").read_text(), re.MULTILINE)
+    [setup] = re.findall(r"^uv_version=(.+)$", SETUP.read_text(), re.MULTILINE)
     assert dockerfile == setup
 
 
@@ -128,6 +129,23 @@ def test_the_scripts_are_executable_bash() -> None:
     for script in ("deploy/image/install.sh", "deploy/local/setup.sh", ".ci/run"):
         assert os.access(ROOT / script, os.X_OK), script
         subprocess.run(["/usr/bin/env", "bash", "-n", ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_setup_with_another_python_says_which_it_found_and_not_to_install_it_again(tmp_path: Path, named: bool) -> None:
+    for name in ("python3", "python3.11", "python3.12"):
+        fake = tmp_path / name
+        fake.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.13.5\n')
+        fake.chmod(0o755)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
+    if named:
+        env["PYTHON"] = str(tmp_path / "python3")
+    done = subprocess.run([SETUP], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "python3 is Python 3.13.5" in done.stderr
+    assert "uv python install 3.12" in done.stderr
+    assert "python3-venv" not in done.stderr
 
 
 @pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
@@ -154,6 +172,26 @@ def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
         assert not service.get("privileged", False)
     mounted = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
     assert mounted == set(content["volumes"])
+
+
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_compose_hands_on_what_all_processes_share(files: tuple[Path, ...]) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [shared] = re.findall(r"Service, worker and commands need the same (.*?);", page, re.DOTALL)
+    names = set(re.findall(r"`(EVOREC_\w+)`", shared))
+    assert {"EVOREC_POSITIVE_EVENTS", "EVOREC_PANEL_SHARE"} <= names
+    services = compose(*files)["services"]
+    service, worker = (services[name]["environment"] for name in ("service", "worker"))
+    assert names <= set(service)
+    assert {name: service[name] for name in names} == {name: worker[name] for name in names}
+    # Without a value compose hands the shell's on, or nothing; `${X:-}` would be an empty text, which is no number.
+    assert not any(value.endswith(":-}") for value in (*service.values(), *worker.values()) if isinstance(value, str))
+
+
+def test_the_gpu_has_room_for_the_worker_unless_the_user_says_otherwise() -> None:
+    for name in ("service", "worker"):
+        share = compose(COMPOSE, GPU)["services"][name]["environment"]["EVOREC_GPU_MEMORY_SHARE"]
+        assert re.fullmatch(r"\$\{EVOREC_GPU_MEMORY_SHARE:-0\.[3-7]\}", share)
 
 
 def test_compose_keeps_redis_durable_and_private() -> None:

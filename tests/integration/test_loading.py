@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from deploy.files import parse_date, read_interactions, read_items
-from deploy.loading import DirectLoader, load_interactions, load_items
+from deploy.loading import DirectLoader, in_words, load_interactions, load_items
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import InvalidInput
@@ -41,7 +41,8 @@ async def test_rows_go_in_batches_and_unknown_items_are_refused(redis: Redis, re
     events = [Interaction("", UserId("u"), ItemId(f"i{n % 1501}"), float(n)) for n in range(2001)]
     total = await load_interactions(to, SHOP, events, steps.append)
     assert (total.accepted, total.duplicates, total.rejected) == (2000, 0, 1)
-    assert total.first_rejected == ((1500, "item_id: there is no item 'i1500' in domain 'shop'"),)
+    reason = "item_id: there is no item 'i1500' in domain 'shop'"
+    assert total.first_rejected == (("user_id u, item_id i1500, event_type purchase, timestamp 1500", reason),)
     again = await load_interactions(to, SHOP, events, steps.append)
     assert (again.accepted, again.duplicates) == (0, 2000)
 
@@ -50,7 +51,7 @@ async def test_what_the_service_would_refuse_is_refused_without_it(redis: Redis,
     to = loader(redis, redis_settings)
     bad_items = [Item(ItemId("x" * 257), "long id"), Item(ItemId("b"), "\x01")]
     put = await load_items(to, SHOP, [*bad_items, Item(ItemId("a"), "A")], lambda n: n)
-    assert (put.accepted, [row for row, _ in put.first_rejected]) == (1, [0, 1])
+    assert (put.accepted, [row for row, _ in put.first_rejected]) == (1, [f"item_id {'x' * 100}", "item_id b"])
     now = time.time()
     in_time, too_late = now + redis_settings.max_clock_skew_s - 60, now + redis_settings.max_clock_skew_s + 60
     events = [
@@ -61,7 +62,7 @@ async def test_what_the_service_would_refuse_is_refused_without_it(redis: Redis,
     ]
     total = await load_interactions(to, SHOP, events, lambda n: n)
     assert (total.accepted, total.rejected) == (1, 3)
-    assert [row for row, _ in total.first_rejected] == [1, 2, 3]
+    assert [row for row, _ in total.first_rejected] == [in_words(event) for event in events[1:]]
     assert total.first_rejected[0][1] == f"timestamp: {too_late:.0f} lies too far in the future"
     [kept] = await HistoryStore(redis, redis_settings).get(SHOP, UserId("u"))
     assert kept.timestamp == in_time

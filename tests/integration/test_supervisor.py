@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import psutil
 import pytest
 
+from deploy.local import stack
 from deploy.local.signals import Interrupted, until_signal
-from deploy.local.supervisor import ChildDied, ChildSpec, Supervisor
+from deploy.local.stack import start_processes, start_redis
+from deploy.local.supervisor import ChildDied, ChildSpec, Supervisor, T
+from shared.config import Settings
 
 SLEEP = "import time; time.sleep(600)"
 IGNORES_SIGTERM = (
@@ -85,6 +88,46 @@ async def test_a_child_goes_on_where_its_lines_cannot_be_written() -> None:
         with pytest.raises(ChildDied, match="talker ended with exit code 0") as died:
             await asyncio.wait_for(supervisor.watch(), 30)
     assert str(died.value).endswith("after")
+
+
+async def test_files_of_the_current_folder_are_not_taken_for_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the tether, nor by what a child runs with a plain `-m`, as vLLM does."""
+    for name in ("deploy", "shared"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the folder')\n")
+    monkeypatch.chdir(tmp_path)
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'deploy.local.tethered', 'echo', 'ours'])"
+    lines = Lines()
+    async with Supervisor(lines) as supervisor:
+        await supervisor.start(python("child", code))
+        assert await lines.first() == "ours"
+
+
+class Recorder(Supervisor):
+    """Starts nothing and remembers what it was to start."""
+
+    def __init__(self) -> None:
+        super().__init__(Lines())
+        self.specs: list[ChildSpec] = []
+
+    async def start(self, spec: ChildSpec) -> None:
+        self.specs.append(spec)
+
+    async def guard(self, work: Coroutine[object, object, T]) -> T:
+        return await work
+
+
+async def test_every_process_of_the_stack_ignores_the_current_folder(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answers(_: Settings) -> None: ...
+
+    monkeypatch.setattr(stack, "_redis_answers", answers)
+    supervisor = Recorder()
+    await start_redis(supervisor, settings, {})
+    await start_processes(supervisor, {})
+    assert [spec.command[:3] for spec in supervisor.specs] == [(sys.executable, "-P", "-m")] * 3
 
 
 async def test_one_death_is_noticed_and_the_others_are_stopped() -> None:

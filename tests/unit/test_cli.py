@@ -170,6 +170,24 @@ def test_an_ingest_that_takes_nothing_in_is_an_error_unless_there_was_nothing(
     assert result.exit_code == code
 
 
+@pytest.mark.parametrize("files", [["ingest"], ["bootstrap", "--items", "absent", "--interactions"]])
+def test_a_domain_that_cannot_be_is_refused_before_files_are_read(files: list[str]) -> None:
+    error = CliRunner().invoke(app, [*files, "absent.csv", "--domain", "Shop!"]).exception
+    assert isinstance(error, InvalidInput)
+    assert "domain" in str(error)
+
+
+def test_a_rejected_interaction_is_told_by_its_own_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its place among the sorted rows that were sent says nothing of its place in the file."""
+    path = tmp_path / "interactions.csv"
+    path.write_text("event_type,user_id,item_id,timestamp\nView,u[x],new,2026-01-01\nbad\nview,u,old,2025-12-31\n")
+    rejected = [{"index": 1, "reason": "event_type: View"}]
+    serve(monkeypatch, lambda _: httpx.Response(200, json={"accepted": 1, "duplicates": 0, "rejected": rejected}))
+    result = CliRunner().invoke(app, ["ingest", "--domain", "shop", str(path)], catch_exceptions=False)
+    said = "user_id u[x], item_id new, event_type View, timestamp 1767225600: event_type: View"
+    assert said in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "calls"),
     [

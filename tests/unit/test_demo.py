@@ -11,6 +11,7 @@ from deploy.demo.run import cast_of
 from deploy.demo.state import fresh_state
 from deploy.demo.trial import N_CANDIDATES, HitRates, Trial, hit_rates, panel_trials, rank_of
 from evolver.stores import make_store
+from shared.config import Settings
 from shared.errors import Conflict
 from shared.panel import in_panel
 from shared.types import ItemId, UserId
@@ -73,3 +74,27 @@ def test_the_demo_never_touches_the_real_state(tmp_path: Path, monkeypatch: pyte
     with fresh_state(7) as state:
         assert not (state.folder / "leftover").exists()
     assert (tmp_path / "state" / "redis").is_dir()
+
+
+def test_the_demo_inherits_no_setting_that_it_would_not_get_past(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changed = {"POSITIVE_EVENTS": "click", "WAIT_REPLICAS": "1", "WORKER_METRICS_PORT": "9100", "RATE_LIMIT": "1/hour"}
+    for name, value in changed.items():
+        monkeypatch.setenv(f"EVOREC_{name}", value)
+    with fresh_state(7) as state:
+        for name in changed:
+            assert f"EVOREC_{name}" not in state.env
+            assert getattr(state.settings, name.lower()) == Settings.model_fields[name.lower()].default
+
+
+def test_sizes_of_the_environment_win_and_none_is_lost_to_a_file_that_the_processes_do_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EVOREC_MAX_LOCATED_USERS", "9")
+    (tmp_path / ".env").write_text("EVOREC_UPDATE_EPOCHS=5\n")
+    with fresh_state(7) as state:
+        assert (state.settings.max_located_users, state.settings.update_epochs) == (9, 1)
+        assert (state.env["EVOREC_MAX_LOCATED_USERS"], state.env["EVOREC_UPDATE_EPOCHS"]) == ("9", "1")

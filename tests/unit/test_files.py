@@ -78,6 +78,15 @@ def test_bad_interaction_lines(tmp_path: Path) -> None:
     assert loaded.n_bad == 8
 
 
+def test_a_date_without_dashes_is_not_taken_for_seconds_of_1970(tmp_path: Path) -> None:
+    rows = ["u,a,20260105", "u,b,19991231", "u,c,20260105.0", "u,d,21000000", "u,e,2026-01-05"]
+    loaded = read_interactions(write(tmp_path / "c.csv", HEADER + "\n".join(rows)))
+    assert {event.item_id for event in loaded.rows} == {"c", "d", "e"}
+    assert loaded.first_bad[0].reason == "timestamp 20260105 looks like a date; write 2026-01-05"
+    dates = parquet(tmp_path / "c.parquet", user_id=["u"], item_id=["a"], timestamp=[20260105])
+    assert read_interactions(dates).n_bad == 1
+
+
 def test_columns_in_any_order_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = write(tmp_path / "c.csv.gz", '\ufefftimestamp,rating,item_id,user_id,event_type\r\n5,4.0,"a,b",u,view\r\n')
     [event] = read_interactions(path).rows
