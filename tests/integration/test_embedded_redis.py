@@ -13,7 +13,7 @@ from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
 from shared.errors import Unavailable
 from shared.redis_client import connect
-from shared.redis_urls import broker_url, redis_folder, socket_path, socket_url
+from shared.redis_urls import broker_url, redis_folder, socket_path, socket_url, task_queue
 from tests.conftest import make_settings
 
 
@@ -118,7 +118,37 @@ def test_broker_url(settings: Settings, tmp_path: Path) -> None:
     assert broker_url(settings) == f"redis+socket://{tmp_path}/redis/redis.sock?virtual_host=1"
     assert with_urls(redis_url="redis://u:p@host:6379/0?x=1") == "redis://u:p@host:6379/1?x=1"
     assert with_urls(redis_url="unix:///run/r.sock?db=0") == "redis+socket:///run/r.sock?virtual_host=1"
+    assert with_urls(redis_url="unix://u:p%2B@/r.sock") == "redis+socket://u:p%2B@/r.sock?virtual_host=1"
+    assert with_urls(redis_url="unix:///r.sock?password=p@/") == "redis+socket://:p%40%2F@/r.sock?virtual_host=1"
     assert with_urls(broker_url="redis://other/5", redis_url="redis://host") == "redis://other/5"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (None, "evorec-0"),
+        ("redis://host", "evorec-0"),
+        ("redis://u:p@host/2", "evorec-2"),
+        ("rediss://host/2?db=3", "evorec-3"),
+        ("unix:///run/r.sock?db=4", "evorec-4"),
+    ],
+)
+def test_the_queue_is_named_after_the_database_of_the_data(settings: Settings, url: str | None, expected: str) -> None:
+    assert task_queue(settings.model_copy(update={"redis_url": url, "broker_url": "redis://other/5"})) == expected
+
+
+def test_the_broker_gets_the_password_of_a_socket(settings: Settings) -> None:
+    from kombu import Connection
+
+    with EmbeddedRedis(settings), client_of(settings) as client:
+        client.config_set("requirepass", "p@/ %2B")
+        for url in (
+            f"unix://:p%40%2F%20%252B@{socket_path(settings)}",
+            f"unix://{socket_path(settings)}?password=p@/ %252B",
+        ):
+            with Connection(broker_url(settings.model_copy(update={"redis_url": url}))) as connection:
+                connection.connect()
+                assert "%2B" not in connection.as_uri()  # what Celery logs
 
 
 @pytest.mark.parametrize("setting", ["redis_url", "broker_url"])
