@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import redis as sync_redis
 
+from deploy.local import stack
+from deploy.local.supervisor import Supervisor
+from shared import embedded_redis
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
 from shared.errors import Unavailable
@@ -103,6 +108,40 @@ def test_a_start_that_fails_shows_the_end_of_the_log(settings: Settings) -> None
     (folder / "appendonly.aof").write_text("this is no append-only file\n")
     with pytest.raises(Unavailable, match=r"(?s)exited with status 1.*Bad file format reading the append only file"):
         EmbeddedRedis(settings).start()
+
+
+async def test_redis_has_as_long_as_it_takes_to_load_its_file(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedRedis(settings), client_of(settings) as client, client.pipeline(transaction=False) as pipe:
+        for number in range(4000):
+            pipe.set(f"key-{number}", "1")
+        pipe.execute()
+        with_url = settings.model_copy(update={"redis_url": socket_url(settings)})
+    patience_s, load_s = 2.0, 4.0
+    options = EmbeddedRedis._options
+    delay = ["--key-load-delay", "1000"]  # us; Redis answers after every thousand commands
+    monkeypatch.setattr(EmbeddedRedis, "_options", lambda self, socket: [*options(self, socket), *delay])
+    monkeypatch.setattr(embedded_redis, "START_TIMEOUT_S", patience_s)
+    monkeypatch.setattr(stack, "_REDIS_START_S", patience_s)
+    server, started = EmbeddedRedis(settings), time.monotonic()
+    try:
+        nobody = Supervisor(lambda *_: None)
+        await asyncio.gather(asyncio.to_thread(server.start), stack.start_redis(nobody, with_url, {}))
+        assert time.monotonic() - started > load_s
+        with client_of(settings) as client:
+            assert client.dbsize() == 4000
+    finally:
+        server.stop()
+
+
+def test_a_redis_that_is_silent_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(embedded_redis, "_answers", lambda socket: False)
+    server = EmbeddedRedis(settings)
+    with pytest.raises(Unavailable, match="did not answer within"):
+        server.start()
+    assert server.pid is None
 
 
 async def test_connect_uses_it_where_no_url_is_set(settings: Settings) -> None:
