@@ -58,7 +58,8 @@ class Run:
 
     async def execute(self) -> Evolution:
         """The whole run."""
-        await self._refuse_lost_registry()
+        # A first version must not be made of what is left of a domain, nor one of its old versions be taken for it.
+        await self._backend.registry.refuse_where_lost(self._evolution.domain)
         earlier = await publish.finish_earlier_attempt(self._backend, self._evolution, self._lease)
         if earlier is not None:
             return await self._published(earlier)
@@ -87,14 +88,6 @@ class Run:
         read, result, folder = await self._train_without_poison(read, parent)
         self._monitor.check()
         return await self._conclude(read, parent, result, folder, {**seconds, **result.stage_seconds})
-
-    async def _refuse_lost_registry(self) -> None:
-        """A first version must not be made of what is left of a domain, nor one of its old versions be taken for it."""
-        if await self._backend.registry.lost(self._evolution.domain):
-            raise EvorecError(
-                f"Redis has lost the versions of domain {self._evolution.domain!r}, the artifact store has them: "
-                f"run `evorec registry rebuild`, then `evorec ingest --archive --domain {self._evolution.domain}`"
-            )
 
     async def _count_attempt(self) -> None:
         """Raise `EvorecError` for a run whose worker has died too often; a crash loop must not block the domain."""

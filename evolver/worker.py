@@ -29,7 +29,7 @@ from evolver.upkeep import EnqueueUpkeep
 from shared.allocator import keep_freed_memory
 from shared.config import Settings
 from shared.parent import signal_when_parent_dies
-from shared.redis_urls import broker_url
+from shared.redis_urls import broker_url, task_queue
 from shared.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -61,6 +61,7 @@ def create_app(settings: Settings, surroundings: Surroundings | None = None) -> 
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
+        task_default_queue=task_queue(settings),
         task_ignore_result=True,
         task_acks_late=True,
         task_time_limit=HARD_TIME_LIMIT_S,

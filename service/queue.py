@@ -10,7 +10,7 @@ from celery import Celery
 from shared.config import Settings
 from shared.errors import Unavailable
 from shared.evolutions import EVOLVE_TASK
-from shared.redis_urls import broker_url
+from shared.redis_urls import broker_url, task_queue
 from shared.types import DomainId, EvolutionId
 
 
@@ -26,6 +26,7 @@ class CeleryQueue:
         self._app = Celery("evorec-service", broker=broker_url(settings), set_as_current=False)
         self._app.conf.update(
             task_serializer="json",
+            task_default_queue=task_queue(settings),
             accept_content=["json"],
             task_ignore_result=True,
             # A caller waits for the answer: say within seconds that the broker is away.

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.network import LOOPBACK, is_loopback
 from shared.precision import Dtype
+from shared.types import EVENT_TYPE_PATTERN
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
@@ -18,6 +28,10 @@ SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
 # Of a prompt (`shared.prompt`), at most: separator, category and line end of each line, and template with answer.
 LINE_TOKENS, TEMPLATE_TOKENS = 6, 20
 MAX_CANDIDATES = 100  # in a prompt: one label each
+
+# How often something looks: 0 would never rest, and infinity is a time that neither a thread nor Redis waits for.
+Period = Annotated[float, Field(ge=0.1, le=24 * 3600)]
+EventTypes = frozenset[Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]]
 
 
 class Settings(BaseSettings):
@@ -89,11 +103,13 @@ class Settings(BaseSettings):
     max_concurrent_batches: PositiveInt = Field(
         32, description="Batches of interactions or items taken in at once; beyond: 503, Retry-After, body unread"
     )
-    registry_poll_s: float = Field(2.0, description="Fallback where a pub/sub message is missed")
+    registry_poll_s: Period = Field(2.0, description="Fallback where a pub/sub message is missed")
 
     # -- interactions -----------------------------------------------------------------------------
-    positive_events: Annotated[frozenset[str], NoDecode] = Field(
-        frozenset({"purchase"}), description="Event types that are learned from; others only make an item seen"
+    positive_events: Annotated[EventTypes, NoDecode] = Field(
+        frozenset({"purchase"}),
+        min_length=1,
+        description="Event types that are learned from; others only make an item seen",
     )
     max_history: PositiveInt = Field(500, description="Newest interactions kept per user")
     event_id_ttl_s: PositiveInt = 7 * 24 * 3600
@@ -108,7 +124,7 @@ class Settings(BaseSettings):
         description="Trigger: new interactions, of all types, since `considered`; only EVOREC_POSITIVE_EVENTS teach",
     )
     evolve_max_age_s: PositiveInt = Field(24 * 3600, description="Trigger: age of the oldest new interaction")
-    trigger_tick_s: PositiveFloat = 10.0
+    trigger_tick_s: Period = 10.0
     lease_s: PositiveInt = 30
     panel_share: float = Field(
         0.10, ge=0, lt=1, description="Users who judge all versions and train none, by hash of their id"

@@ -26,7 +26,7 @@ from shared.errors import Unavailable
 from shared.redis_urls import SHORT_FOLDER, SOCKET, fits, redis_folder, redis_log, short_socket, socket_record
 
 LOG_TAIL_LINES = 15
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 60.0  # of silence: what reads its file says so
 STOP_TIMEOUT_S = 20.0
 
 
@@ -143,8 +143,12 @@ class EmbeddedRedis:
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 raise Unavailable(self._failure(f"exited with status {process.returncode}"))
-            if _answers(socket):
-                return
+            try:
+                if _answers(socket):
+                    return
+            except redis.exceptions.BusyLoadingError:
+                # A file of many gigabytes takes minutes; whoever kills Redis then never gets it back.
+                deadline = time.monotonic() + START_TIMEOUT_S
             time.sleep(0.02)
         raise Unavailable(self._failure(f"did not answer within {START_TIMEOUT_S:.0f} s"))
 
@@ -155,10 +159,13 @@ class EmbeddedRedis:
 
 
 def _answers(socket: Path) -> bool:
+    """BusyLoadingError while Redis reads its file."""
     client = redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0))
     try:
         return bool(client.ping())
-    except (redis.ConnectionError, redis.exceptions.BusyLoadingError, redis.TimeoutError):
+    except redis.exceptions.BusyLoadingError:
+        raise  # a ConnectionError, too
+    except (redis.ConnectionError, redis.TimeoutError):
         return False
     finally:
         client.close()

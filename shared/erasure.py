@@ -54,27 +54,38 @@ class ErasureMarks:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
 
-    def add(self, domain: DomainId, partition: int, user_id: UserId, mark: Mark) -> None:
-        with self._artifacts.write(domain, ARCHIVE, str(partition), MARKS, f"{user_digest(user_id)}.json") as staged:
+    def add(self, domain: DomainId, partition: int, user_id: UserId, mark: Mark) -> Mark:
+        """The mark that there is now: an earlier one is never lowered. What it has removed is no end of the stream to
+        a second one, and a late writer may still bring it back."""
+        name = f"{user_digest(user_id)}.json"
+        earlier = self._read(domain, partition, name)
+        if earlier is not None:
+            mark = Mark(max(mark.until, earlier.until, key=order_of), max(mark.at, earlier.at))
+        with self._artifacts.write(domain, ARCHIVE, str(partition), MARKS, name) as staged:
             staged.write_text(json.dumps({"until": mark.until, "at": mark.at}))
+        return mark
 
     def all(self, domain: DomainId, partition: int) -> Mapping[str, Mark]:
-        """By hash of the user. One damaged mark must not stop every erasure to come: it is logged, left out."""
-        found = {}
-        for name in self._artifacts.files(domain, ARCHIVE, str(partition), MARKS):
-            try:
-                with self._artifacts.open(domain, ARCHIVE, str(partition), MARKS, name) as file:
-                    found[name.removesuffix(".json")] = _mark(**json.load(file))
-            except FileNotFoundError:
-                continue  # another upkeep has removed it
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:
-                log.warning(
-                    "erasure_mark_damaged",
-                    file=f"{domain}/{ARCHIVE}/{partition}/{MARKS}/{name}",
-                    error=repr(error),
-                    remedy="delete the file and repeat the erasures of its day (GET /admin/audit has them)",
-                )
-        return found
+        """By hash of the user."""
+        names = self._artifacts.files(domain, ARCHIVE, str(partition), MARKS)
+        read = {name.removesuffix(".json"): self._read(domain, partition, name) for name in names}
+        return {user: mark for user, mark in read.items() if mark is not None}
+
+    def _read(self, domain: DomainId, partition: int, name: str) -> Mark | None:
+        """One damaged mark must not stop every erasure to come: it is logged, and None."""
+        try:
+            with self._artifacts.open(domain, ARCHIVE, str(partition), MARKS, name) as file:
+                return _mark(**json.load(file))
+        except FileNotFoundError:  # or an upkeep has removed it just now
+            return None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            log.warning(
+                "erasure_mark_damaged",
+                file=f"{domain}/{ARCHIVE}/{partition}/{MARKS}/{name}",
+                error=repr(error),
+                remedy="delete the file and repeat the erasures of its day (GET /admin/audit has them)",
+            )
+            return None
 
     def erased(self, domain: DomainId, partition: int) -> Erased:
         """Whether a user's entry (stream id) has been erased."""
@@ -119,9 +130,9 @@ class Eraser:
         tail = (await self._stream.tail(domain))[partition]
         spans = await asyncio.to_thread(self._files.spans, domain, partition)
         until = max([tail, *(span.until for span in spans)], key=order_of, default=STREAM_START)
-        await asyncio.to_thread(self._marks.add, domain, partition, user_id, Mark(until, self._clock()))
+        mark = await asyncio.to_thread(self._marks.add, domain, partition, user_id, Mark(until, self._clock()))
         known = await self._history.erase(domain, user_id)
-        return known | (await self._remove(domain, partition, _only(user_id, until), user_id)).stream_ids
+        return known | (await self._remove(domain, partition, _only(user_id, mark.until), user_id)).stream_ids
 
     async def erased_of(self, domain: DomainId, histories: Mapping[UserId, Sequence[Interaction]]) -> frozenset[UserId]:
         """The users of whose interactions some are erased: by the marks, or, for want of any, by who is known."""

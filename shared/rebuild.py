@@ -24,6 +24,7 @@ from shared.changes import announce
 from shared.config import Settings
 from shared.errors import Conflict, InvalidArtifact, NotFound
 from shared.manifest import Manifest, split_adapter_name
+from shared.redis_client import texts
 from shared.redis_keys import DomainKeys
 from shared.registry import CHAMPION, Registry
 from shared.registry_records import AliasMove, RegistryRecords, Route
@@ -98,13 +99,24 @@ class Rebuilder:
         """Whether Redis has the domain's registry."""
         return bool(await self._redis.exists(DomainKeys(domain).versions))
 
+    async def lacking(self, domain: DomainId) -> Sequence[AdapterName]:
+        """Published versions of the artifact store that a Redis with a registry does not know, oldest first: it has
+        been restored from a state older than theirs.
+        """
+        published = await asyncio.to_thread(_published, self._artifacts, domain)
+        keys = DomainKeys(domain)
+        known = {*texts(await self._redis.hkeys(keys.versions)), *texts(await self._redis.smembers(keys.pruned))}
+        unknown = [name for name in published if name not in known]
+        # A rebuild has left damaged ones out.
+        return [name for name in unknown if await asyncio.to_thread(_version, self._artifacts, domain, name, [])]
+
     async def rebuild(self, domain: DomainId) -> Found:
         """Brings the domain back; what came, and what was left out.
 
         Conflict where Redis knows the domain's versions, NotFound where the artifact store has nothing of it.
         """
         if await self.knows(domain):
-            raise _known(domain)
+            raise _known(domain, await self.lacking(domain))
         found = await asyncio.to_thread(look, self._artifacts, domain)
         await self._put_missing(domain, found.items)
         for partition, end in found.ends.items():
@@ -157,8 +169,22 @@ class Rebuilder:
                 raise _known(domain) from error
 
 
-def _known(domain: DomainId) -> Conflict:
-    return Conflict(f"Redis knows versions of domain {domain!r}; a rebuild touches only what it has lost")
+def older(lacking: Sequence[AdapterName]) -> str:
+    """What to tell people where Redis lacks these versions."""
+    return (
+        f"Redis is older than the artifact store, which has {', '.join(lacking)} as well; "
+        'docs/operations.md, "When Redis is lost", says what to do'
+    )
+
+
+def _known(domain: DomainId, lacking: Sequence[AdapterName] = ()) -> Conflict:
+    more = f". {older(lacking)}" if lacking else ""
+    return Conflict(f"Redis knows versions of domain {domain!r}; a rebuild touches only what it has lost{more}")
+
+
+def _published(artifacts: ArtifactStore, domain: DomainId) -> list[AdapterName]:
+    moved = {move.to for move in RegistryRecords(artifacts).alias_moves(domain)}
+    return [name for name in artifacts.names(domain) if name in moved]
 
 
 def _version(

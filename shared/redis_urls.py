@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
+
+from redis.connection import parse_url
 
 from shared.config import Settings
 from shared.errors import Unavailable
@@ -50,8 +53,30 @@ def broker_url(settings: Settings) -> str:
         return f"redis+socket://{quote(str(socket_path(settings)))}?virtual_host=1"
     parts = urlsplit(settings.redis_url)
     if parts.scheme == "unix":
-        return f"redis+socket://{parts.path}?virtual_host=1"
+        return _of_socket(settings.redis_url)
     return _verifying(urlunsplit(parts._replace(path="/1")))
+
+
+def task_queue(settings: Settings) -> str:
+    """The name of Celery's queue. It has the data's database in it: environments whose data are in several databases of
+    one Redis share the broker's, and a worker of one would take the others' messages."""
+    database = _parts(settings.redis_url).get("db", 0) if settings.redis_url else 0
+    return f"evorec-{database}"
+
+
+def _of_socket(url: str) -> str:
+    """The broker's URL for a `unix://` one, which may have its password before the path or as a parameter; kombu reads
+    the former alone."""
+    given = _parts(url)
+    user, password = (quote(given.get(name, ""), safe="") for name in ("username", "password"))
+    login = f"{user}:{password}@" if user or password else ""
+    return f"redis+socket://{login}{quote(given.get('path', ''))}?virtual_host=1"
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """As the client of Redis reads it: db, username, password, path, ..."""
+    parts: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _verifying(url: str) -> str:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from shared.artifacts import ArtifactStore
 from shared.changes import announce
-from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
+from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound, Unavailable
 from shared.manifest import Manifest, adapter_name, split_adapter_name
 from shared.redis_client import maybe_text, text, texts
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
@@ -77,6 +77,20 @@ class Registry:
         if await self._redis.exists(DomainKeys(domain).versions):
             return False
         return bool(await asyncio.to_thread(self._records.move_files, domain))
+
+    async def refuse_where_lost(self, domain: DomainId) -> None:
+        """Unavailable where Redis has lost versions, or where the artifact store cannot tell."""
+        try:
+            lost = await self.lost(domain)
+        except OSError as error:
+            raise Unavailable(
+                f"the artifact store does not say whether Redis has lost versions of domain {domain!r}: {error}"
+            ) from error
+        if lost:
+            raise Unavailable(
+                f"Redis has lost the versions of domain {domain!r}, the artifact store has them: "
+                f"run `evorec registry rebuild`, then `evorec ingest --archive --domain {domain}`"
+            )
 
     async def prune(
         self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()

@@ -16,6 +16,8 @@ EvolutionId = NewType("EvolutionId", str)
 StreamPositions = Mapping[int, str]
 STREAM_START = "0-0"
 
+EVENT_TYPE_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+
 
 def order_of(stream_id: str) -> tuple[int, int]:
     """Stream ids as numbers: "9-0" comes before "10-0"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -16,9 +16,9 @@ from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.domains import validate_domain
 from shared.errors import NotFound
-from shared.rebuild import Found, Rebuilder
+from shared.rebuild import Found, Rebuilder, older
 from shared.redis_client import connect
-from shared.types import DomainId, order_of
+from shared.types import AdapterName, DomainId, order_of
 
 registry = typer.Typer(name="registry", help="The registry of adapter versions.", no_args_is_help=True)
 
@@ -35,8 +35,10 @@ def rebuild(
 ) -> None:
     """Bring domains back that Redis has lost: catalog, versions, aliases, routes. Works while the service runs."""
     rebuilt, known = options.run(_rebuild(validate_domain(domain) if domain else None))
+    behind = {name: lacking for name, lacking in known.items() if lacking}
     if as_json:
-        print_json({"rebuilt": {name: _record(name, found) for name, found in rebuilt.items()}, "known": known})
+        records = {name: _record(name, found) for name, found in rebuilt.items()}
+        print_json({"rebuilt": records, "known": list(known), "lacking": behind})
         return
     if rebuilt:
         result_console().print(rebuilt_table(rebuilt))
@@ -46,21 +48,25 @@ def rebuild(
         note_console().print(f"{name}: {_about_histories(name, found)}", markup=False, highlight=False, soft_wrap=True)
     if known:
         note_console().print(f"Untouched, since Redis knows them: {', '.join(known)}", highlight=False)
+    for name, lacking in behind.items():
+        note_console().print(f"{name}: {older(lacking)}", markup=False, highlight=False, soft_wrap=True)
 
 
-async def _rebuild(domain: DomainId | None) -> tuple[Mapping[DomainId, Found], list[DomainId]]:
-    """What was rebuilt, and the domains that Redis knows; one that is named has to be lost."""
+async def _rebuild(
+    domain: DomainId | None,
+) -> tuple[Mapping[DomainId, Found], Mapping[DomainId, Sequence[AdapterName]]]:
+    """What was rebuilt, and what Redis lacks of the domains that it knows; one that is named has to be lost."""
     settings = Settings()
     redis, artifacts = connect(settings), ArtifactStore(settings)
     try:
         rebuilder = Rebuilder(redis, settings, artifacts)
         if domain is not None:
-            return {domain: await rebuilder.rebuild(domain)}, []
+            return {domain: await rebuilder.rebuild(domain)}, {}
         rebuilt: dict[DomainId, Found] = {}
-        known: list[DomainId] = []
+        known: dict[DomainId, Sequence[AdapterName]] = {}
         for name in await asyncio.to_thread(artifacts.domains):
             if await rebuilder.knows(name):
-                known.append(name)
+                known[name] = await rebuilder.lacking(name)
             else:
                 rebuilt[name] = await rebuilder.rebuild(name)
         if not rebuilt and not known:

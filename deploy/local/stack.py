@@ -80,6 +80,8 @@ async def _redis_answers(settings: Settings) -> None:
                 return
             finally:
                 await client.aclose()
+        except redis.exceptions.BusyLoadingError:
+            deadline = time.monotonic() + _REDIS_START_S  # it reads its file, which may take minutes
         except (redis.exceptions.RedisError, EvorecError, OSError) as error:
             if time.monotonic() > deadline:
                 raise Unavailable(f"Redis does not answer: {error}") from error

@@ -68,6 +68,8 @@ async def erase_user(
         # A user id with a slash comes with %2F; this is the history's own path, which has no DELETE.
         raise HTTPException(405)
     decided(request.state, domain=services.domain(domain), erased_user=user_id)
+    # Nothing is erased then: who asks again once it is back learns of all versions, however much later that is.
+    await services.registry.refuse_where_lost(services.domain(domain))
     name = await services.known_domain(domain)
     try:
         erased = await services.eraser.erase(name, UserId(user_id))

@@ -18,6 +18,7 @@ from pydantic import (
 
 from shared.domains import DOMAIN_PATTERN, validate_domain
 from shared.errors import InvalidInput
+from shared.types import EVENT_TYPE_PATTERN
 
 MAX_BATCH = 1000
 MAX_ID = 256
@@ -70,7 +71,7 @@ Timestamp = Annotated[
     BeforeValidator(_unix_seconds),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number", "minimum": 0}]}),
 ]
-EventType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+EventType = Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]
 
 
 class Request(BaseModel):

@@ -24,7 +24,7 @@ from evolver.worker import create_app
 from service.engine import engine_arguments
 from shared.config import Settings
 from shared.evolutions import EVOLVE_TASK, EvolutionStatus
-from shared.redis_urls import broker_url
+from shared.redis_urls import broker_url, task_queue
 from tests.conftest import make_settings
 from tests.faults.conftest import Tell
 from tests.integration.evolver_support import DOMAIN, WorkerProcess, fill, finished, until
@@ -149,14 +149,15 @@ def queue_of(settings: Settings) -> Redis:
 def plant(settings: Settings, kind: str, crater: Path) -> None:
     """A poisoned message in the worker's queue, as somebody with access to the broker could put it."""
     app = Celery("attacker", broker=broker_url(settings), set_as_current=False)
-    app.conf.update(task_serializer="pickle", accept_content=["pickle"])
+    queue = task_queue(settings)
+    app.conf.update(task_serializer="pickle", accept_content=["pickle"], task_default_queue=queue)
     task = tasks.UPKEEP_TASK if kind == "upkeep of another shape" else EVOLVE_TASK
     app.send_task(task, args=[Bomb(crater), DOMAIN], retry=False)
     app.close()
     if kind == "pickle":
         return
     with queue_of(settings) as client:
-        message = json.loads(client.lpop("celery"))
+        message = json.loads(client.lpop(queue))
         body = base64.b64encode(pickle.dumps(Bomb(crater))).decode()
         if kind == "pickle that says json":
             message |= {"content-type": "application/json", "body": body}
@@ -164,7 +165,7 @@ def plant(settings: Settings, kind: str, crater: Path) -> None:
             message |= {"content-type": "application/x-yaml", "body": base64.b64encode(b"!!python/none").decode()}
         elif kind in ("json of another shape", "upkeep of another shape"):
             message |= {"content-type": "application/json", "body": base64.b64encode(b'{"a": 1}').decode()}
-        client.lpush("celery", json.dumps(message))
+        client.lpush(queue, json.dumps(message))
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ async def test_a_poisoned_broker_runs_nothing_and_blocks_nothing(
 
     async def emptied() -> bool:
         with queue_of(evolver_settings) as client:
-            return not client.llen("celery") and not client.hlen("unacked")
+            return not client.llen(task_queue(evolver_settings)) and not client.hlen("unacked")
 
     await until(emptied, "an empty queue")
     exploded = os.listdir(craters)  # noqa: PTH208

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import ssl
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 import redis as sync_redis
 
+from deploy.local import stack
+from deploy.local.supervisor import Supervisor
+from shared import embedded_redis
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
 from shared.errors import Unavailable
 from shared.redis_client import connect
-from shared.redis_urls import broker_url, redis_folder, socket_path, socket_url
+from shared.redis_urls import broker_url, redis_folder, socket_path, socket_url, task_queue
 from tests.conftest import make_settings
 
 
@@ -105,6 +110,40 @@ def test_a_start_that_fails_shows_the_end_of_the_log(settings: Settings) -> None
         EmbeddedRedis(settings).start()
 
 
+async def test_redis_has_as_long_as_it_takes_to_load_its_file(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedRedis(settings), client_of(settings) as client, client.pipeline(transaction=False) as pipe:
+        for number in range(4000):
+            pipe.set(f"key-{number}", "1")
+        pipe.execute()
+        with_url = settings.model_copy(update={"redis_url": socket_url(settings)})
+    patience_s, load_s = 2.0, 4.0
+    options = EmbeddedRedis._options
+    delay = ["--key-load-delay", "1000"]  # us; Redis answers after every thousand commands
+    monkeypatch.setattr(EmbeddedRedis, "_options", lambda self, socket: [*options(self, socket), *delay])
+    monkeypatch.setattr(embedded_redis, "START_TIMEOUT_S", patience_s)
+    monkeypatch.setattr(stack, "_REDIS_START_S", patience_s)
+    server, started = EmbeddedRedis(settings), time.monotonic()
+    try:
+        nobody = Supervisor(lambda *_: None)
+        await asyncio.gather(asyncio.to_thread(server.start), stack.start_redis(nobody, with_url, {}))
+        assert time.monotonic() - started > load_s
+        with client_of(settings) as client:
+            assert client.dbsize() == 4000
+    finally:
+        server.stop()
+
+
+def test_a_redis_that_is_silent_is_given_up(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_redis, "START_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(embedded_redis, "_answers", lambda socket: False)
+    server = EmbeddedRedis(settings)
+    with pytest.raises(Unavailable, match="did not answer within"):
+        server.start()
+    assert server.pid is None
+
+
 async def test_connect_uses_it_where_no_url_is_set(settings: Settings) -> None:
     with EmbeddedRedis(settings):
         async with connect(settings) as client:
@@ -118,7 +157,37 @@ def test_broker_url(settings: Settings, tmp_path: Path) -> None:
     assert broker_url(settings) == f"redis+socket://{tmp_path}/redis/redis.sock?virtual_host=1"
     assert with_urls(redis_url="redis://u:p@host:6379/0?x=1") == "redis://u:p@host:6379/1?x=1"
     assert with_urls(redis_url="unix:///run/r.sock?db=0") == "redis+socket:///run/r.sock?virtual_host=1"
+    assert with_urls(redis_url="unix://u:p%2B@/r.sock") == "redis+socket://u:p%2B@/r.sock?virtual_host=1"
+    assert with_urls(redis_url="unix:///r.sock?password=p@/") == "redis+socket://:p%40%2F@/r.sock?virtual_host=1"
     assert with_urls(broker_url="redis://other/5", redis_url="redis://host") == "redis://other/5"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (None, "evorec-0"),
+        ("redis://host", "evorec-0"),
+        ("redis://u:p@host/2", "evorec-2"),
+        ("rediss://host/2?db=3", "evorec-3"),
+        ("unix:///run/r.sock?db=4", "evorec-4"),
+    ],
+)
+def test_the_queue_is_named_after_the_database_of_the_data(settings: Settings, url: str | None, expected: str) -> None:
+    assert task_queue(settings.model_copy(update={"redis_url": url, "broker_url": "redis://other/5"})) == expected
+
+
+def test_the_broker_gets_the_password_of_a_socket(settings: Settings) -> None:
+    from kombu import Connection
+
+    with EmbeddedRedis(settings), client_of(settings) as client:
+        client.config_set("requirepass", "p@/ %2B")
+        for url in (
+            f"unix://:p%40%2F%20%252B@{socket_path(settings)}",
+            f"unix://{socket_path(settings)}?password=p@/ %252B",
+        ):
+            with Connection(broker_url(settings.model_copy(update={"redis_url": url}))) as connection:
+                connection.connect()
+                assert "%2B" not in connection.as_uri()  # what Celery logs
 
 
 @pytest.mark.parametrize("setting", ["redis_url", "broker_url"])

@@ -13,7 +13,7 @@ from evolver.upkeep import due, upkeep
 from shared import archive, erasure
 from shared.archive_files import Span
 from shared.config import Settings
-from shared.erasure import MARK_KEPT_S, Eraser
+from shared.erasure import MARK_KEPT_S, Eraser, ErasureMarks, Mark
 from shared.errors import InvalidArtifact, Unavailable
 from shared.redis_keys import PartitionKeys
 from shared.types import STREAM_START, UserId
@@ -107,6 +107,34 @@ async def test_a_damaged_mark_does_not_stop_the_others(world: World, content: by
     assert told == {("erasure_mark_damaged", mark.name)}
     assert users(world, first) == ["a", "c"]
     assert mark.exists()
+
+
+async def test_a_mark_is_not_lowered_by_a_second_erasure(world: World) -> None:
+    """The stream ends earlier then: what it ended with is gone."""
+    await world.append("a", start=20)
+    newest = (await world.streamed())[-1]
+    for _ in range(2):
+        await world.eraser.erase(BEAUTY, A)
+    await world.append("a", start=30)
+    assert await world.eraser.erased_of(BEAUTY, {A: [newest]}) == {A}  # read by an evolution beforehand
+
+    last = world.files.spans(BEAUTY, 0)[-1]
+    late = Span(last.until, newest.stream_id)
+    world.files.write(BEAUTY, 0, late, [newest], 1)
+    assert await world.eraser.purge(BEAUTY) == 1
+    assert users(world, late) == []
+
+
+def test_marks_are_compared_as_numbers(world: World) -> None:
+    marks = ErasureMarks(world.artifacts)
+    for until, at, expected in (
+        ("9-9", 5.0, "9-9"),
+        ("9-10", 4.0, "9-10"),
+        ("10-0", 6.0, "10-0"),
+        ("9-11", 7.0, "10-0"),
+    ):
+        mark = marks.add(BEAUTY, 0, A, Mark(until, at))
+        assert (mark, list(marks.all(BEAUTY, 0).values())) == (Mark(expected, max(at, 5.0)), [mark])
 
 
 async def test_an_upkeep_that_cannot_purge_prunes_and_trims(

@@ -106,6 +106,22 @@ async def test_what_redis_knows_stays_untouched(redis: Redis, redis_settings: Se
     assert (await world.seen(), sorted(await redis.keys())) == (before, keys)
 
 
+async def test_a_redis_older_than_the_store_is_told(redis: Redis, redis_settings: Settings) -> None:
+    """Restored from a snapshot of before two versions; one of them is damaged later, a third was never published."""
+    world = World(redis, redis_settings)
+    await world.fill()
+    commit(world.artifacts, manifest(4, parent=V3))
+    assert await world.rebuilder.lacking(BEAUTY) == []
+    await redis.hdel(DomainKeys(BEAUTY).versions, V2, V3)
+    assert await world.rebuilder.lacking(BEAUTY) == [V2, V3]
+    with pytest.raises(Conflict, match=rf"older than the artifact store, which has {V2}, {V3} as well"):
+        await world.rebuilder.rebuild(BEAUTY)
+    (redis_settings.state_dir / "artifacts" / BEAUTY / V3 / "adapter_model.safetensors").write_text("flipped")
+    assert await world.rebuilder.lacking(BEAUTY) == [V2]
+    await redis.sadd(DomainKeys(BEAUTY).pruned, V2)
+    assert await world.rebuilder.lacking(BEAUTY) == []
+
+
 async def test_two_rebuilds_at_once_are_one(redis: Redis, redis_settings: Settings) -> None:
     world = World(redis, redis_settings)
     await world.fill()
@@ -214,7 +230,10 @@ async def test_the_command_tells_what_came_back(redis: Redis, redis_settings: Se
     assert (record["items"], record["versions"], record["skipped"]) == (5, [V1, V2, V3], [])
     assert "lost" in record["histories"]
     again = await asyncio.to_thread(command)
-    assert (again.returncode, "Untouched" in again.stderr) == (0, True)
+    assert (again.returncode, "Untouched" in again.stderr, "older" in again.stderr) == (0, True, False)
+    await redis.hdel(DomainKeys(BEAUTY).versions, V3)
+    older = await asyncio.to_thread(command)
+    assert f"beauty: Redis is older than the artifact store, which has {V3} as well" in older.stderr
     refused = await asyncio.to_thread(command, "--domain", BEAUTY)
     assert (refused.returncode, "Conflict" in refused.stderr) == (1, True)
     await redis.flushdb()

@@ -11,10 +11,12 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from service.app import create_app
+from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters
 from shared.errors import Unavailable
 from shared.panel import in_panel
+from shared.rebuild import Rebuilder
 from shared.redis_keys import DomainKeys
 from shared.types import UserId
 from tests.service_support import SHOP, Running, serving
@@ -181,6 +183,23 @@ async def test_erasure_names_the_descendants_of_a_pruned_version(running: Runnin
     _, *kept = [await running.publisher.publish(stream_ranges={0: (a, b)}) for a, b in itertools.pairwise(ends)]
     assert first in await running.publisher.registry.prune(SHOP, keep=2)
     assert (await running.http.delete(f"/users/{user}")).json()["learned_by"] == kept
+
+
+async def test_an_erasure_waits_for_a_lost_registry(running: Running, redis: Redis) -> None:
+    user = next(f"u{n}" for n in range(100) if not in_panel(UserId(f"u{n}"), running.settings.panel_share))
+    events = [{"user_id": user, "item_id": "i1", "timestamp": 1.7e9}]
+    await running.http.post("/interactions", json={"interactions": events})
+    version = await running.publisher.publish(stream_ranges={0: ("0-0", "9999999999999-0")})
+    await redis.flushall()
+    for items in ([], [{"item_id": "i1", "title": "red cream"}]):  # without its catalog, too, the domain is a known one
+        if items:
+            await running.http.put("/items", json={"items": items})
+            await running.http.post("/interactions", json={"interactions": events})
+        refused = await running.http.delete(f"/users/{user}")
+        assert (refused.status_code, "evorec registry rebuild" in refused.json()["detail"]) == (503, True)
+    await Rebuilder(redis, running.settings, ArtifactStore(running.settings)).rebuild(SHOP)
+    gone = (await running.http.delete(f"/users/{user}")).json()
+    assert (gone["erased"], gone["learned_by"]) == (1, [version])
 
 
 async def test_ids_may_contain_slashes(running: Running) -> None:
