@@ -134,9 +134,12 @@ class ArtifactStore:
 
     def names(self, domain: DomainId) -> list[AdapterName]:
         """The complete versions, oldest first."""
-        found = [AdapterName(name) for name in self._list(domain) if _is_version(domain, name)]
-        complete = [name for name in found if self._fs.exists(self._at(domain, name, MANIFEST))]
+        complete = [name for name in self.folders(domain) if self._fs.exists(self._at(domain, name, MANIFEST))]
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
+
+    def folders(self, domain: DomainId) -> list[AdapterName]:
+        """The versions, complete or not, by the names alone."""
+        return [AdapterName(name) for name in self._list(domain) if _is_version(domain, name)]
 
     def domains(self) -> list[DomainId]:
         """Other folders (`lost+found`) are left out."""

@@ -14,7 +14,7 @@ from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
-from shared.registry_records import RegistryRecords, Route
+from shared.registry_records import AliasMove, RegistryRecords, Route
 from shared.types import AdapterName, DomainId
 from tests.factories import BEAUTY, commit, manifest
 
@@ -29,6 +29,20 @@ def artifacts(redis_settings: Settings) -> ArtifactStore:
 @pytest.fixture
 def registry(redis: Redis, artifacts: ArtifactStore) -> Registry:
     return Registry(redis, artifacts, clock=lambda: 1_700_000_000.25)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of alias moves that are read."""
+    found: list[str] = []
+    read = RegistryRecords.alias_move
+
+    def note(records: RegistryRecords, domain: DomainId, file: str) -> AliasMove:
+        found.append(file)
+        return read(records, domain, file)
+
+    monkeypatch.setattr(RegistryRecords, "alias_move", note)
+    return found
 
 
 async def publish(
@@ -171,6 +185,59 @@ async def test_rollback_without_parent_takes_the_former_champion(registry: Regis
     fresh = commit(artifacts, manifest(2))
     await registry.publish(fresh, expected=V1, fencing_token=0)
     assert await registry.rollback(BEAUTY) == V1
+
+
+async def test_a_rollback_to_a_registered_parent_reads_no_alias_moves(
+    registry: Registry, artifacts: ArtifactStore, reads: list[str]
+) -> None:
+    """There is one with each publication, for ever, and somebody waits."""
+    await three_versions(registry, artifacts)
+    reads.clear()
+    assert [await registry.rollback(BEAUTY, V3), await registry.rollback(BEAUTY)] == [V2, V1]
+    assert reads == []
+
+
+async def test_a_rollback_past_a_pruned_parent_takes_the_champion_before_it(
+    registry: Registry, artifacts: ArtifactStore
+) -> None:
+    await three_versions(registry, artifacts)
+    await registry.prune(BEAUTY, keep=1, in_use=frozenset([V1]))
+    assert await registry.rollback(BEAUTY) == V1
+
+
+async def test_reserving_a_name_reads_each_alias_move_once(
+    registry: Registry, artifacts: ArtifactStore, reads: list[str]
+) -> None:
+    await three_versions(registry, artifacts)
+    for new in ([1, 2, 3], [], [4]):
+        reads.clear()
+        name = await registry.reserve_name(BEAUTY)
+        assert reads == [f"{number:09d}.json" for number in new]
+        if not new:
+            await publish(registry, artifacts, int(name[-6:]), parent=V3)
+
+
+async def test_names_are_never_used_twice_where_redis_is_restored_from_an_older_state(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis
+) -> None:
+    """The newest version is deleted, so that the moves alone have its name, and another move follows."""
+    await publish(registry, artifacts, 1)
+    assert await registry.reserve_name(BEAUTY) == V2
+    older = {key: await redis.dump(key) or b"" for key in await redis.keys()}
+    await publish(registry, artifacts, 2, parent=V1)
+    assert await registry.reserve_name(BEAUTY) == V3
+    await publish(registry, artifacts, 3, parent=V2)
+    await redis.flushdb()
+    for key, value in older.items():
+        await redis.restore(key, 0, value)
+    artifacts.delete(BEAUTY, V3)
+    await registry.move_alias(BEAUTY, CHAMPION, None, expected=V1)
+    assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 4)
+
+
+async def test_the_name_of_half_a_version_is_not_given_again(registry: Registry, artifacts: ArtifactStore) -> None:
+    (artifacts.place / BEAUTY / V2).mkdir(parents=True)
+    assert await registry.reserve_name(BEAUTY) == V3
 
 
 async def test_names_are_never_used_twice(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
