@@ -124,6 +124,22 @@ class Registry:
             if name not in registered | in_use:
                 await asyncio.to_thread(self._artifacts.drop_copy, domain, name)
 
+    async def drop_unfinished(self, domain: DomainId) -> list[AdapterName]:
+        """Deletes what cut-off uploads and deletions have left in the artifact store; returns what it dropped.
+
+        Under the domain's lease, and before its holder stores anything: whoever uploads then has lost it and cannot
+        publish any more. What it still uploads becomes a version that lacks files, which `ArtifactStore.fetch` refuses.
+        """
+        unfinished = await asyncio.to_thread(self._artifacts.unfinished, domain)
+        registered = {manifest.name for manifest in await self.versions(domain)}
+        counter = int(await self._redis.get(DomainKeys(domain).version_counter) or 0)
+        # A registered one is damaged, and may be mended. Above the counter of a Redis that was restored from an older
+        # state, the folder is what keeps its name from being given again.
+        dropped = [name for name in unfinished if name not in registered and split_adapter_name(name)[1] <= counter]
+        for name in dropped:
+            await asyncio.to_thread(self._artifacts.delete, domain, name)
+        return dropped
+
     # -- aliases ----------------------------------------------------------------------------------
 
     async def publish(

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.artifacts import ALIASES, ArtifactStore
+from shared.artifacts import ALIASES, MANIFEST, ArtifactStore
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
@@ -274,6 +274,56 @@ async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_i
     await registry.register(artifacts.manifest(BEAUTY, V1))
     await registry.drop_copies(BEAUTY, frozenset([V2]))
     assert artifacts.copies(BEAUTY) == [V1, V2]
+
+
+@pytest.fixture(params=["local", "remote"])
+def either(redis_settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> ArtifactStore:
+    url = None if request.param == "local" else f"memory://{tmp_path.name}"
+    return ArtifactStore(redis_settings.model_copy(update={"artifacts_url": url}))
+
+
+def lose_manifest(artifacts: ArtifactStore, name: AdapterName) -> None:
+    """As where an upload, or a deletion, was cut off."""
+    artifacts.delete_file(BEAUTY, name, MANIFEST)
+
+
+async def test_unfinished_versions_are_dropped_and_no_others(either: ArtifactStore, redis: Redis) -> None:
+    registry = Registry(redis, either)
+    for number in range(1, 6):
+        commit(either, manifest(number))
+    await registry.register(either.manifest(BEAUTY, V2))
+    await redis.set(DomainKeys(BEAUTY).version_counter, 4)
+    for number in (1, 2, 5):
+        lose_manifest(either, adapter_name(BEAUTY, number))
+    # The second is registered, of the third and fourth nothing is missing, the fifth is above the counter.
+    assert await registry.drop_unfinished(BEAUTY) == [V1]
+    assert either.folders(BEAUTY) == [adapter_name(BEAUTY, number) for number in range(2, 6)]
+    assert await registry.drop_unfinished(BEAUTY) == []
+
+
+async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answer(
+    either: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(redis, either)
+    for number in (1, 2):
+        commit(either, manifest(number))
+    lose_manifest(either, V1)
+    assert await registry.drop_unfinished(BEAUTY) == []
+    await redis.set(DomainKeys(BEAUTY).version_counter, 2)
+    look = either._fs.ls
+
+    def fail_below(path: str, **options: bool) -> list[str]:
+        if path.endswith((V1, V2)):
+            raise OSError("slow down")
+        found: list[str] = look(path, **options)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(either._fs, "ls", fail_below)
+        with pytest.raises(OSError, match="slow down"):
+            await registry.drop_unfinished(BEAUTY)
+    assert either.folders(BEAUTY) == [V1, V2]
+    assert await registry.drop_unfinished(BEAUTY) == [V1]
 
 
 async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:
