@@ -24,7 +24,7 @@ from shared.config import Settings
 from shared.errors import EvorecError, InvalidArtifact, NotFound
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
-from shared.types import AdapterName
+from shared.types import AdapterName, DomainId
 
 log = structlog.get_logger(__name__)
 
@@ -135,8 +135,7 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
     is, so that the evolution makes exactly one. Where the champion has moved since, it is of no use and goes; so it
     does where a user was erased since whose history it may have read.
     """
-    # Under the lease: whoever still stages a version of this domain has lost it.
-    await asyncio.to_thread(backend.artifacts.sweep, evolution.domain, 0.0, versions_only=True)
+    await _clear_away(backend, evolution.domain)
     registered = await backend.registry.versions(evolution.domain)
     for known in registered:
         if known.evolution_id == evolution.id:
@@ -149,6 +148,18 @@ async def finish_earlier_attempt(backend: Backend, evolution: Evolution, lease: 
     if stored.parent == await backend.registry.champion(evolution.domain):
         return await publish(backend, stored, lease)
     return None
+
+
+async def _clear_away(backend: Backend, domain: DomainId) -> None:
+    """What dead attempts left half done. Under the lease: whoever still makes a version of this domain has lost it."""
+    await asyncio.to_thread(backend.artifacts.sweep, domain, 0.0, versions_only=True)
+    try:
+        dropped = await backend.registry.drop_unfinished(domain)
+    except OSError as error:
+        log.warning("unfinished_versions_kept", domain=domain, error=repr(error))  # the next run tries again
+    else:
+        if dropped:
+            log.info("unfinished_versions_dropped", domain=domain, adapters=dropped)
 
 
 async def discard_unpublished(backend: Backend, evolution: Evolution) -> None:

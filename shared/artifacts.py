@@ -14,7 +14,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -134,9 +134,24 @@ class ArtifactStore:
 
     def names(self, domain: DomainId) -> list[AdapterName]:
         """The complete versions, oldest first."""
-        found = [AdapterName(name) for name in self._list(domain) if _is_version(domain, name)]
-        complete = [name for name in found if self._fs.exists(self._at(domain, name, MANIFEST))]
+        complete = [name for name in self.folders(domain) if self._fs.exists(self._at(domain, name, MANIFEST))]
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
+
+    def folders(self, domain: DomainId) -> list[AdapterName]:
+        """The versions, complete or not, by the names alone."""
+        return [AdapterName(name) for name in self._list(domain) if _is_version(domain, name)]
+
+    def unfinished(self, domain: DomainId) -> list[AdapterName]:
+        """The folders without a manifest: of an upload or a deletion that was cut off, or that is under way."""
+        return [name for name in self.folders(domain) if self._lacks_manifest(self._at(domain, name))]
+
+    def _lacks_manifest(self, folder: str) -> bool:
+        # `exists` says no as well where a store merely did not answer, and what lacks its manifest is deleted.
+        try:
+            found = self._fs.ls(folder, detail=False)
+        except FileNotFoundError:
+            return False
+        return MANIFEST not in map(_last_part, found)
 
     def domains(self) -> list[DomainId]:
         """Other folders (`lost+found`) are left out."""
@@ -247,7 +262,9 @@ class ArtifactStore:
             staged = Path(temporary) / manifest.name
             for file in [*manifest.checksums, MANIFEST]:
                 (staged / file).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(self._at(manifest.domain, manifest.name, file), str(staged / file))
+                # Without its manifest the version has just been deleted; any other file `verify` misses.
+                with nullcontext() if file == MANIFEST else suppress(FileNotFoundError):
+                    self._fs.get_file(self._at(manifest.domain, manifest.name, file), str(staged / file))
             verify(staged, manifest)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -258,7 +275,7 @@ class ArtifactStore:
         self._fs.invalidate_cache()  # remote file systems remember listings; other processes write here too
         if not self._fs.isdir(folder):
             return []
-        return sorted(str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(folder, detail=False))
+        return sorted(map(_last_part, self._fs.ls(folder, detail=False)))
 
     def _at(self, *parts: str) -> str:
         """The path of a domain, a version or a file of it. Every path is made here, so that no name leads elsewhere.
@@ -275,6 +292,10 @@ class ArtifactStore:
 def _open(url: str) -> tuple[Any, str]:
     fs, root = fsspec.core.url_to_fs(url)
     return fs, str(root).rstrip("/")
+
+
+def _last_part(path: str) -> str:
+    return str(path).rstrip("/").rpartition("/")[2]
 
 
 def _is_version(domain: DomainId, name: str) -> bool:

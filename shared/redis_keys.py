@@ -130,6 +130,13 @@ class DomainKeys:
         return self._key("version-counter")
 
     @property
+    def moves_counted(self) -> str:
+        """The alias move up to which the version counter is known to be above every name. Set with it: a Redis restored
+        from an older state has both as they were, and what was published since is looked at again.
+        """
+        return self._key("moves-counted")
+
+    @property
     def versions(self) -> str:
         """Hash: adapter name -> manifest."""
         return self._key("versions")

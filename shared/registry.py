@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 from redis.asyncio import Redis
@@ -46,9 +45,13 @@ class Registry:
     # -- versions ---------------------------------------------------------------------------------
 
     async def reserve_name(self, domain: DomainId) -> AdapterName:
-        """A name that no version has had or will have, even where Redis has lost its counter."""
-        highest = await asyncio.to_thread(_highest_number, self._artifacts, self._records, domain)
-        return adapter_name(domain, int(await self._reserve(keys=[DomainKeys(domain).version_counter], args=[highest])))
+        """A name that no version has had or will have, even where Redis has lost its counter or has an older one."""
+        keys = DomainKeys(domain)
+        counter, counted = await self._redis.mget(keys.version_counter, keys.moves_counted)
+        since = 0 if counter is None else int(counted or 0)
+        found = await asyncio.to_thread(_highest_number, self._artifacts, self._records, domain, since)
+        number = await self._reserve(keys=[keys.version_counter, keys.moves_counted], args=[*found])
+        return adapter_name(domain, int(number))
 
     async def register(self, manifest: Manifest) -> None:
         """Makes a committed version known without an alias. Conflict where the name has another manifest."""
@@ -121,6 +124,22 @@ class Registry:
             if name not in registered | in_use:
                 await asyncio.to_thread(self._artifacts.drop_copy, domain, name)
 
+    async def drop_unfinished(self, domain: DomainId) -> list[AdapterName]:
+        """Deletes what cut-off uploads and deletions have left in the artifact store; returns what it dropped.
+
+        Under the domain's lease, and before its holder stores anything: whoever uploads then has lost it and cannot
+        publish any more. What it still uploads becomes a version that lacks files, which `ArtifactStore.fetch` refuses.
+        """
+        unfinished = await asyncio.to_thread(self._artifacts.unfinished, domain)
+        registered = {manifest.name for manifest in await self.versions(domain)}
+        counter = int(await self._redis.get(DomainKeys(domain).version_counter) or 0)
+        # A registered one is damaged, and may be mended. Above the counter of a Redis that was restored from an older
+        # state, the folder is what keeps its name from being given again.
+        dropped = [name for name in unfinished if name not in registered and split_adapter_name(name)[1] <= counter]
+        for name in dropped:
+            await asyncio.to_thread(self._artifacts.delete, domain, name)
+        return dropped
+
     # -- aliases ----------------------------------------------------------------------------------
 
     async def publish(
@@ -173,8 +192,9 @@ class Registry:
             raise Conflict(f"domain {domain!r} has no champion to roll back")
         left = await self.manifest(domain, leaving or current)
         known = {manifest.name for manifest in await self.versions(domain)}
-        candidates = [left.parent, *await self._champions_before(domain, left.name)]
-        target = next((name for name in candidates if name in known), None)
+        target = left.parent
+        if target not in known:  # only then are the moves read: there are thousands, and a rollback is urgent
+            target = next((name for name in await self._champions_before(domain, left.name) if name in known), None)
         if target is None:
             raise Conflict(f"adapter {left.name} of domain {domain!r} has no earlier version to go back to")
         await self._move_to(domain, CHAMPION, target, left.name, reason="rollback")
@@ -319,7 +339,13 @@ def _raise_unless_moved(
         raise NotFound(f"{what} stays: there is no adapter {to!r}")
 
 
-def _highest_number(artifacts: ArtifactStore, records: RegistryRecords, domain: DomainId) -> int:
-    """Of what the store holds and of what an alias ever pointed at: a version may have been deleted since."""
-    moved: list[Any] = [name for move in records.alias_moves(domain) for name in (move.before, move.to) if name]
-    return max((split_adapter_name(name)[1] for name in [*artifacts.names(domain), *moved]), default=0)
+def _highest_number(
+    artifacts: ArtifactStore, records: RegistryRecords, domain: DomainId, since: int
+) -> tuple[int, int]:
+    """The highest number of what the store holds and of what an alias pointed at since that move (a version may have
+    been deleted since), and the last move that this has seen.
+    """
+    last = records.last_move(domain)
+    moved = [name for move in records.alias_moves(domain, since) for name in (move.before, move.to) if name]
+    held = artifacts.folders(domain)  # with half a version too: another one's files would join it there
+    return max((split_adapter_name(name)[1] for name in [*held, *moved]), default=0), last

@@ -61,10 +61,14 @@ class RegistryRecords:
         with self._store.write(domain, ALIASES, f"{move.sequence:09d}.json") as staged:
             staged.write_text(move.model_dump_json() + "\n")
 
-    def alias_moves(self, domain: DomainId) -> list[AliasMove]:
-        """Every recorded move, in order. One damaged file must not stop every move to come: it is logged, left out."""
+    def alias_moves(self, domain: DomainId, since: int = 0) -> list[AliasMove]:
+        """Every recorded move after that number, in order. One damaged file must not stop every move to come: it is
+        logged, left out.
+        """
         moves = []
         for file in self.move_files(domain):
+            if _number(file) <= since:
+                continue
             try:
                 moves.append(self.alias_move(domain, file))
             except InvalidArtifact as error:
@@ -79,8 +83,7 @@ class RegistryRecords:
 
     def last_move(self, domain: DomainId) -> int:
         """The newest move's number, by the names of the files; 0 where there is none."""
-        numbers = [int(file.removesuffix(".json")) for file in self.move_files(domain)]
-        return max(numbers, default=0)
+        return max(map(_number, self.move_files(domain)), default=0)
 
     def alias_move(self, domain: DomainId, file: str) -> AliasMove:
         try:
@@ -99,3 +102,7 @@ class RegistryRecords:
             return self._store.read(domain, ROUTE).decode(errors="replace")
         except FileNotFoundError:
             return None
+
+
+def _number(file: str) -> int:
+    return int(file.removesuffix(".json"))

@@ -68,10 +68,11 @@ return {'ok', current}
 """
 )
 
-# KEYS: version counter.  ARGV: highest number in the artifact store.
+# KEYS: version counter, moves counted.  ARGV: highest number in the artifact store, last alias move looked at for it.
 RESERVE = """
 local number = math.max(tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[1])) + 1
 redis.call('SET', KEYS[1], number)
+redis.call('SET', KEYS[2], math.max(tonumber(redis.call('GET', KEYS[2]) or 0), tonumber(ARGV[2])))
 return number
 """
 

@@ -155,6 +155,28 @@ def test_a_damaged_local_copy_is_replaced_and_a_damaged_original_refused(artifac
         store.fetch(BEAUTY, V1)
 
 
+@pytest.mark.parametrize("artifact_settings", ["remote"], indirect=True)
+def test_what_an_upload_puts_behind_a_deletion_is_refused(
+    artifact_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a worker that slept through its lease while its successor dropped the half version."""
+    store = ArtifactStore(artifact_settings)
+    put = store._fs.put_file
+
+    def delete_then_put(source: str, target: str) -> None:
+        if target.endswith("manifest.json"):
+            assert store.unfinished(BEAUTY) == [V1]
+            store.delete(BEAUTY, V1)
+        put(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store._fs, "put_file", delete_then_put)
+        commit(store, manifest(1))
+    with pytest.raises(InvalidArtifact, match=r"adapter_config\.json is missing"):
+        store.fetch(BEAUTY, V1)
+    assert store.copies(BEAUTY) == []
+
+
 def test_a_broken_manifest_is_an_invalid_artifact(local: ArtifactStore) -> None:
     commit(local, manifest(1))
     (local.fetch(BEAUTY, V1) / "manifest.json").write_text("{")

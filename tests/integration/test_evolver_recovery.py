@@ -13,6 +13,7 @@ from evolver.backend import Backend
 from evolver.evolve import evolve
 from evolver.lease import Lease
 from evolver.window import load_window
+from shared.artifacts import MANIFEST, ArtifactStore
 from shared.errors import EvolutionRunning, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest
@@ -265,6 +266,34 @@ async def test_what_dead_attempts_left_goes(backend: Backend) -> None:
     await run(backend)
     assert not dead.path.exists()
     assert other.path.exists()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_half_a_version_that_a_dead_attempt_left_goes(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: bool
+) -> None:
+    """Killed before the manifest was there, or when a deletion had taken it already."""
+    url = f"memory://{tmp_path.name}" if remote else None
+    backend = Backend.over(backend.redis, backend.settings.model_copy(update={"artifacts_url": url}))
+    await fill(backend)
+    evolution = await backend.evolutions.create(DOMAIN)
+    await die_when_publishing(backend, evolution, monkeypatch)
+    backend.artifacts.delete_file(DOMAIN, "shop-v000001", MANIFEST)
+    assert backend.artifacts.folders(DOMAIN) == ["shop-v000001"]
+
+    assert (await deliver(backend, evolution)).adapter == "shop-v000002"
+    assert backend.artifacts.folders(DOMAIN) == backend.artifacts.names(DOMAIN) == ["shop-v000002"]
+
+
+async def test_a_run_goes_on_where_half_versions_cannot_be_looked_for(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("slow down")
+
+    monkeypatch.setattr(ArtifactStore, "unfinished", fail)
+    await fill(backend)
+    assert (await run(backend)).status is EvolutionStatus.published
 
 
 async def test_no_run_starts_over_a_lost_registry(backend: Backend) -> None:

@@ -8,13 +8,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.artifacts import ALIASES, ArtifactStore
+from shared.artifacts import ALIASES, MANIFEST, ArtifactStore
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
-from shared.registry_records import RegistryRecords, Route
+from shared.registry_records import AliasMove, RegistryRecords, Route
 from shared.types import AdapterName, DomainId
 from tests.factories import BEAUTY, commit, manifest
 
@@ -29,6 +29,20 @@ def artifacts(redis_settings: Settings) -> ArtifactStore:
 @pytest.fixture
 def registry(redis: Redis, artifacts: ArtifactStore) -> Registry:
     return Registry(redis, artifacts, clock=lambda: 1_700_000_000.25)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files of alias moves that are read."""
+    found: list[str] = []
+    read = RegistryRecords.alias_move
+
+    def note(records: RegistryRecords, domain: DomainId, file: str) -> AliasMove:
+        found.append(file)
+        return read(records, domain, file)
+
+    monkeypatch.setattr(RegistryRecords, "alias_move", note)
+    return found
 
 
 async def publish(
@@ -173,6 +187,59 @@ async def test_rollback_without_parent_takes_the_former_champion(registry: Regis
     assert await registry.rollback(BEAUTY) == V1
 
 
+async def test_a_rollback_to_a_registered_parent_reads_no_alias_moves(
+    registry: Registry, artifacts: ArtifactStore, reads: list[str]
+) -> None:
+    """There is one with each publication, for ever, and somebody waits."""
+    await three_versions(registry, artifacts)
+    reads.clear()
+    assert [await registry.rollback(BEAUTY, V3), await registry.rollback(BEAUTY)] == [V2, V1]
+    assert reads == []
+
+
+async def test_a_rollback_past_a_pruned_parent_takes_the_champion_before_it(
+    registry: Registry, artifacts: ArtifactStore
+) -> None:
+    await three_versions(registry, artifacts)
+    await registry.prune(BEAUTY, keep=1, in_use=frozenset([V1]))
+    assert await registry.rollback(BEAUTY) == V1
+
+
+async def test_reserving_a_name_reads_each_alias_move_once(
+    registry: Registry, artifacts: ArtifactStore, reads: list[str]
+) -> None:
+    await three_versions(registry, artifacts)
+    for new in ([1, 2, 3], [], [4]):
+        reads.clear()
+        name = await registry.reserve_name(BEAUTY)
+        assert reads == [f"{number:09d}.json" for number in new]
+        if not new:
+            await publish(registry, artifacts, int(name[-6:]), parent=V3)
+
+
+async def test_names_are_never_used_twice_where_redis_is_restored_from_an_older_state(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis
+) -> None:
+    """The newest version is deleted, so that the moves alone have its name, and another move follows."""
+    await publish(registry, artifacts, 1)
+    assert await registry.reserve_name(BEAUTY) == V2
+    older = {key: await redis.dump(key) or b"" for key in await redis.keys()}
+    await publish(registry, artifacts, 2, parent=V1)
+    assert await registry.reserve_name(BEAUTY) == V3
+    await publish(registry, artifacts, 3, parent=V2)
+    await redis.flushdb()
+    for key, value in older.items():
+        await redis.restore(key, 0, value)
+    artifacts.delete(BEAUTY, V3)
+    await registry.move_alias(BEAUTY, CHAMPION, None, expected=V1)
+    assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 4)
+
+
+async def test_the_name_of_half_a_version_is_not_given_again(registry: Registry, artifacts: ArtifactStore) -> None:
+    (artifacts.place / BEAUTY / V2).mkdir(parents=True)
+    assert await registry.reserve_name(BEAUTY) == V3
+
+
 async def test_names_are_never_used_twice(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
     names = await asyncio.gather(*(registry.reserve_name(BEAUTY) for _ in range(5)))
     assert sorted(names) == [adapter_name(BEAUTY, n) for n in range(1, 6)]
@@ -207,6 +274,56 @@ async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_i
     await registry.register(artifacts.manifest(BEAUTY, V1))
     await registry.drop_copies(BEAUTY, frozenset([V2]))
     assert artifacts.copies(BEAUTY) == [V1, V2]
+
+
+@pytest.fixture(params=["local", "remote"])
+def either(redis_settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> ArtifactStore:
+    url = None if request.param == "local" else f"memory://{tmp_path.name}"
+    return ArtifactStore(redis_settings.model_copy(update={"artifacts_url": url}))
+
+
+def lose_manifest(artifacts: ArtifactStore, name: AdapterName) -> None:
+    """As where an upload, or a deletion, was cut off."""
+    artifacts.delete_file(BEAUTY, name, MANIFEST)
+
+
+async def test_unfinished_versions_are_dropped_and_no_others(either: ArtifactStore, redis: Redis) -> None:
+    registry = Registry(redis, either)
+    for number in range(1, 6):
+        commit(either, manifest(number))
+    await registry.register(either.manifest(BEAUTY, V2))
+    await redis.set(DomainKeys(BEAUTY).version_counter, 4)
+    for number in (1, 2, 5):
+        lose_manifest(either, adapter_name(BEAUTY, number))
+    # The second is registered, of the third and fourth nothing is missing, the fifth is above the counter.
+    assert await registry.drop_unfinished(BEAUTY) == [V1]
+    assert either.folders(BEAUTY) == [adapter_name(BEAUTY, number) for number in range(2, 6)]
+    assert await registry.drop_unfinished(BEAUTY) == []
+
+
+async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answer(
+    either: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(redis, either)
+    for number in (1, 2):
+        commit(either, manifest(number))
+    lose_manifest(either, V1)
+    assert await registry.drop_unfinished(BEAUTY) == []
+    await redis.set(DomainKeys(BEAUTY).version_counter, 2)
+    look = either._fs.ls
+
+    def fail_below(path: str, **options: bool) -> list[str]:
+        if path.endswith((V1, V2)):
+            raise OSError("slow down")
+        found: list[str] = look(path, **options)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(either._fs, "ls", fail_below)
+        with pytest.raises(OSError, match="slow down"):
+            await registry.drop_unfinished(BEAUTY)
+    assert either.folders(BEAUTY) == [V1, V2]
+    assert await registry.drop_unfinished(BEAUTY) == [V1]
 
 
 async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:
