@@ -84,7 +84,7 @@ def difference(
         return Difference(0.0, 0.0, 0.0)
     _, who = np.unique(np.concatenate(users), return_inverse=True)
     total, share = (np.bincount(who, weights=np.concatenate(parts)) for parts in (values, weights))
-    draws = _draws(len(total))
+    draws = _draws(len(total)).astype(np.float64)
     ends = np.quantile((draws @ total) / (draws @ share), [0.025, 0.975])
     # Processors add up in different orders: without their last digits, a page is the same page everywhere.
     mean, low, high = (round(float(found), 12) for found in (total.sum() / share.sum(), *ends))
@@ -100,11 +100,13 @@ def _weights(active: NDArray[np.bool_], shares: Shares | None) -> NDArray[np.flo
     return weights
 
 
-@lru_cache(maxsize=8)
-def _draws(n_users: int) -> NDArray[np.float64]:
-    """How often each user is drawn in each resampling.  -> [draws, users]"""
+@lru_cache(maxsize=64)
+def _draws(n_users: int) -> NDArray[np.uint8]:
+    """How often each user is drawn in each resampling, in bytes: a report asks for the same numbers of users over and
+    over, and most of its time would be these draws.  -> [draws, users]
+    """
     rng = np.random.default_rng(n_users)
-    return rng.multinomial(n_users, np.full(n_users, 1 / n_users), size=BOOTSTRAP_DRAWS).astype(np.float64)
+    return rng.multinomial(n_users, np.full(n_users, 1 / n_users), size=BOOTSTRAP_DRAWS).astype(np.uint8)
 
 
 def _ranks(line: str) -> NDArray[np.int64]:
@@ -116,5 +118,6 @@ def _line(numbers: NDArray[np.int64]) -> str:
     return " ".join(map(str, numbers.tolist()))
 
 
+@lru_cache(maxsize=1024)
 def _numbers(line: str) -> NDArray[np.int64]:
     return np.array(line.split(), dtype=np.int64)

@@ -92,12 +92,14 @@ def intervals(seeds: Sequence[Results], reference: str, kind: str, candidates: s
     header = ["strategy", *(f"round {number}, {group}" for number, group in columns)]
     others = [name for name in strategies_of(seeds) if name != reference]
     pairs = [(reference, other) if reference == EVOREC else (other, reference) for other in others]
-    # Column by column: pairs share its resampled users, and `paired` remembers those of a few columns only.
-    cells = [
-        [interval(between(seeds, number, *pair, kind, candidates, group)) for pair in pairs]
-        for number, group in columns
+    rows = [
+        [
+            " - ".join(pair),
+            *(interval(between(seeds, number, *pair, kind, candidates, group)) for number, group in columns),
+        ]
+        for pair in pairs
     ]
-    return markdown(header, [*zip(map(" - ".join, pairs), *cells, strict=True)])
+    return markdown(header, rows)
 
 
 def interval(found: Difference) -> str:
