@@ -14,6 +14,7 @@ import pytest
 
 from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
+from evolver.bench.machine import code
 from evolver.bench.paired import GROUPS, difference
 from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, collect
 from evolver.bench.runner import ARGUMENTS, BOOTSTRAP_FOLDER, RESULT, SCORES, SeedRun
@@ -132,11 +133,14 @@ def test_results_have_every_figure_and_agree_with_the_saved_scores(lab: _Lab) ->
     found = collected["rounds"][0]["strategies"][EVOREC]
     assert (found["location"]["votes"], found["forgotten_share"]) == ([0, 3], 0.25)
     assert found["cost"]["seconds"] == {"update": 2.0}
+    assert found["code"] == collected["bootstrap"]["code"] == code()
     table = load_scores(lab.folder / EVOREC / "round-1" / SCORES)["next/uniform"]
     retriever = found["metrics"]["next"]["uniform"][RETRIEVER]
     assert retriever["U"]["hr@3"] == pytest.approx((table.rank_by(RETRIEVER) <= 3).mean())
     assert retriever["U"]["n"] == retriever["U_A"]["n"] + retriever["U_I"]["n"] == len(table.users)
     for kind in KINDS:
+        population = collected["rounds"][0]["population"][kind]
+        assert all(population[group] >= found["metrics"][kind]["uniform"][BLEND][group]["n"] for group in GROUPS[:2])
         for name in SETS:
             assert set(found["metrics"][kind][name][BLEND]) == set(GROUPS)
             of_table = collected["rounds"][0]["asked"][f"{kind}/{name}"]

@@ -139,10 +139,13 @@ def test_no_held_out_target_is_counted_in_the_popularity_that_memory_is_asked_wi
 
 def test_the_limit_holds_for_each_group_and_the_same_seed_draws_the_same(timeline: Timeline) -> None:
     rounds = [make_round(timeline.window(1), SETTINGS, max_evaluated=4) for _ in range(2)]
+    everybody = make_round(timeline.window(1), SETTINGS, max_evaluated=1000)
     assert rounds[0].questions[NEXT].cases == rounds[1].questions[NEXT].cases
     for kind in KINDS:
         groups = [target.active for target in rounds[0].questions[kind].targets]
         assert groups.count(True) <= 4 >= groups.count(False)
+        could_be_asked = [target.active for target in everybody.questions[kind].targets]
+        assert rounds[0].questions[kind].population == (could_be_asked.count(True), could_be_asked.count(False))
     assert len(rounds[0].questions[NEXT].targets) == 8
 
 
