@@ -12,7 +12,6 @@ import gzip
 import json
 import os
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -26,6 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from deploy.demo.state import free_port
+from deploy.local.supervisor import RUN_MODULE
 from shared.config import SHIPPED_BASE_MODEL
 
 PAST, WINDOW = 0.70, 0.775
@@ -47,7 +47,7 @@ class Transcript:
         extra = ["--json"] if save_as else []
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "deploy.cli.main", *arguments, *extra],
+            [*RUN_MODULE, "deploy.cli.main", *arguments, *extra],
             env={**os.environ, **self.env},
             stdout=subprocess.PIPE,
             text=True,
@@ -147,7 +147,7 @@ def _up(run: Transcript) -> Iterator[None]:
         subprocess.run(["rm", "-rf", str(state / old)], check=True)  # noqa: S607
     run.text.append("$ evorec up &")
     with (state / "up.log").open("wb") as log:
-        command = [sys.executable, "-P", "-m", "deploy.cli.main", "up"]
+        command = [*RUN_MODULE, "deploy.cli.main", "up"]
         process = subprocess.Popen(command, env={**os.environ, **run.env}, stdout=log, stderr=log)
         try:
             _wait_ready(run, process)

@@ -27,6 +27,7 @@ from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
 from evolver.bench.leave_one_out import leave_one_out
 from evolver.bench.locks import alone_in
 from evolver.bench.machine import code
+from evolver.bench.paired import GROUPS
 from evolver.bench.rules import score_rules
 from evolver.bench.scores import CaseScores, of_version, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
@@ -204,7 +205,7 @@ class _Asked:
             "active_users": len(self.round.split.active),
             "known_items": len(self.round.inputs.items),
             "population": {
-                kind: dict(zip(("U_A", "U_I"), question.population, strict=True))
+                kind: dict(zip(GROUPS[:2], question.population, strict=True))
                 for kind, question in self.round.questions.items()
             },
         }

@@ -81,8 +81,8 @@ def _pooled(
 
 
 def _shares(population: Mapping[str, int]) -> Shares:
-    everybody = sum(population.values())
-    return population["U_A"] / everybody, population["U_I"] / everybody
+    active, inactive = (population[group] / sum(population.values()) for group in GROUPS[:2])
+    return active, inactive
 
 
 def _share_of_seconds(seeds: Sequence[Results], other: str) -> str:

@@ -67,10 +67,11 @@ async def erase_user(
     if user_id.endswith("/history") and request.scope["raw_path"].endswith(b"/history"):
         # A user id with a slash comes with %2F; this is the history's own path, which has no DELETE.
         raise HTTPException(405)
-    decided(request.state, domain=services.domain(domain), erased_user=user_id)
+    asked = services.domain(domain)
+    decided(request.state, domain=asked, erased_user=user_id)
     # Nothing is erased then: who asks again once it is back learns of all versions, however much later that is.
-    await services.registry.refuse_where_lost(services.domain(domain))
-    name = await services.known_domain(domain)
+    await services.registry.refuse_where_lost(asked)
+    name = await services.known_domain(asked)
     try:
         erased = await services.eraser.erase(name, UserId(user_id))
     finally:
