@@ -18,6 +18,7 @@ from shared.config import Settings
 from shared.dead_letters import DeadLetters
 from shared.erasure import Eraser
 from shared.evolutions import EvolutionStore
+from shared.fixed_settings import require_fixed_settings
 from shared.history import HistoryStore
 from shared.registry import Registry
 from shared.stream import InteractionLog
@@ -65,9 +66,13 @@ class Backend:
 
 @asynccontextmanager
 async def open_backend(settings: Settings) -> AsyncIterator[Backend]:
-    """Connect, give the stores, close. A client belongs to one event loop, so every `asyncio.run` opens its own."""
+    """Connect, give the stores, close. A client belongs to one event loop, so every `asyncio.run` opens its own.
+
+    Raises `Conflict` where the data of this Redis were written by other settings.
+    """
     redis = redis_client.connect(settings)
     try:
+        await require_fixed_settings(redis, settings)
         yield Backend.over(redis, settings)
     finally:
         await redis.aclose()

@@ -28,6 +28,7 @@ from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
 from shared.allocator import keep_freed_memory
 from shared.config import Settings
+from shared.fixed_settings import require_fixed_settings_at_start
 from shared.parent import signal_when_parent_dies
 from shared.redis_urls import broker_url, task_queue
 from shared.telemetry import configure_logging
@@ -85,10 +86,12 @@ def run(settings: Settings, pipeline: Pipeline | None = None) -> int:
 
     A signal ends a running evolution at its next step and puts it back into the queue; what takes longer than
     `DRAIN_S` is killed, and redone from its start. `pipeline` replaces `evolver.pipeline.run_pipeline` in tests.
+    Raises `Conflict` where the data in Redis were written by other settings.
     """
     configure_logging(settings, "worker")
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    asyncio.run(require_fixed_settings_at_start(settings))
     figures = Figures()
     figures.serve(settings)  # before the worker takes a task: Celery swallows what a signal's receiver raises
     stopping = Flag()

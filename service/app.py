@@ -192,7 +192,7 @@ def _open(
         host=host,
         slots=slots,
         adapters=manager,
-        redis_watch=RedisWatch(redis),
+        redis_watch=RedisWatch(redis, settings),
         recommender=Recommender(
             settings,
             catalogs,

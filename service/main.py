@@ -21,6 +21,7 @@ from service.engine import start_engine
 from service.http_server import server_config
 from service.ports import EngineFactory
 from shared.config import Settings
+from shared.fixed_settings import require_fixed_settings_at_start
 from shared.telemetry import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -71,9 +72,11 @@ class Server(uvicorn.Server):
 def run(settings: Settings, engine: EngineFactory = start_engine) -> None:
     """Blocks until SIGTERM or SIGINT, then answers what is in flight, and stops engine and followers: within `DRAIN_S`.
 
-    One process, one event loop: a second uvicorn worker would be a second engine. Run more replicas instead.
+    One process, one event loop: a second uvicorn worker would be a second engine. Run more replicas instead. Raises
+    `Conflict` where the data in Redis were written by other settings.
     """
     configure_logging(settings, "service")
+    asyncio.run(require_fixed_settings_at_start(settings))
     # Retrieval is one small product: threads of its own would spin against the engine's.
     torch.set_num_threads(1)
     app = create_app(settings, engine=engine)

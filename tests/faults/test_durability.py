@@ -183,7 +183,7 @@ async def test_a_redis_that_comes_late_is_looked_at(
     monkeypatch.setattr("service.redis_watch.RETRY_S", 0.05)
     server = RedisServer(tmp_path / "redis", unused_tcp_port, appendonly="no")
     async with connect(settings.model_copy(update={"redis_url": server.url})) as client:
-        watch = RedisWatch(client)
+        watch = RedisWatch(client, settings)
         task = asyncio.create_task(watch.run())
         await asyncio.sleep(0.2)
         before = watch.warnings

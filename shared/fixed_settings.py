@@ -1,0 +1,55 @@
+"""Settings that the data in Redis were written by: others would look for them elsewhere, or add up unlike things."""
+
+from __future__ import annotations
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.config import Settings
+from shared.errors import Conflict
+from shared.redis_client import connect, maybe_text
+from shared.redis_keys import DOMAINS, FIXED_SETTINGS
+
+log = structlog.get_logger(__name__)
+
+FIXED = {
+    "partitions": "a user's interactions would be looked for under other keys",
+    "popularity_half_life_days": "popularity would be the sum of weights that decay unlike",
+}
+ANSWER_WITHIN_S = 3.0
+
+
+async def require_fixed_settings(redis: Redis, settings: Settings) -> None:
+    """Keep these settings with the data of this Redis. Raises `Conflict` where it has domains that were written by
+    others; before there is a domain, they may still change.
+    """
+    ours = {name: str(getattr(settings, name)) for name in FIXED}
+    if await redis.exists(DOMAINS):
+        # What an earlier release has written says nothing of them: whoever comes first does.
+        theirs = {name: maybe_text(await redis.hget(FIXED_SETTINGS, name)) for name in FIXED}
+        differ = [
+            f"EVOREC_{name.upper()} is {ours[name]} here and was {value} when they were written: {FIXED[name]}"
+            for name, value in theirs.items()
+            if value not in (None, ours[name])
+        ]
+        if differ:
+            raise Conflict(
+                f"this Redis has interactions of other settings. {'; '.join(differ)}. Set it back; to change it, "
+                "ingest everything anew into an empty Redis."
+            )
+    for name, value in ours.items():
+        await redis.hset(FIXED_SETTINGS, name, value)
+
+
+async def require_fixed_settings_at_start(settings: Settings) -> None:
+    """The same for a process that is about to start. Without Redis nothing can be told, and that is no reason not to
+    start.
+    """
+    redis = connect(settings, answer_within_s=ANSWER_WITHIN_S)
+    try:
+        await require_fixed_settings(redis, settings)
+    except (RedisError, OSError) as error:
+        log.debug("fixed_settings_unknown", error=repr(error))
+    finally:
+        await redis.aclose()
