@@ -21,6 +21,7 @@ from shared.evolutions import EvolutionStore
 from shared.fixed_settings import require_fixed_settings
 from shared.history import HistoryStore
 from shared.registry import Registry
+from shared.retention import Retention
 from shared.stream import InteractionLog
 
 
@@ -38,6 +39,7 @@ class Backend:
     archive: Archive
     eraser: Eraser
     registry: Registry
+    retention: Retention
     evolutions: EvolutionStore
     dead_letters: DeadLetters
 
@@ -59,6 +61,7 @@ class Backend:
             archive=Archive(log, files, settings.partitions),
             eraser=Eraser(redis, settings, artifacts),
             registry=Registry(redis, artifacts),
+            retention=Retention(redis, artifacts),
             evolutions=EvolutionStore(redis),
             dead_letters=dead_letters,
         )

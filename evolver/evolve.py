@@ -73,7 +73,7 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
         try:
             await publish.discard_unpublished(backend, ended)
             # Here too: the upkeep that prunes drops the copies of its own machine alone.
-            await backend.registry.drop_copies(ended.domain, in_use=frozenset())
+            await backend.retention.drop_copies(ended.domain, in_use=frozenset())
         except (RedisError, OSError) as error:
             log.warning("evolution_not_cleaned_up", evolution=evolution.id, error=repr(error))
     return ended

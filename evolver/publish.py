@@ -154,7 +154,7 @@ async def _clear_away(backend: Backend, domain: DomainId) -> None:
     """What dead attempts left half done. Under the lease: whoever still makes a version of this domain has lost it."""
     await asyncio.to_thread(backend.artifacts.sweep, domain, 0.0, versions_only=True)
     try:
-        dropped = await backend.registry.drop_unfinished(domain)
+        dropped = await backend.retention.drop_unfinished(domain)
     except OSError as error:
         log.warning("unfinished_versions_kept", domain=domain, error=repr(error))  # the next run tries again
     else:

@@ -49,7 +49,7 @@ async def upkeep(backend: Backend, domain: DomainId) -> None:
         log.info("archived", domain=domain, interactions=archived)
         await _copy_catalog(backend, domain)
     unpurged = await _purge(backend, domain)
-    dropped = await backend.registry.prune(domain, settings.kept_versions, await _in_use(backend, domain))
+    dropped = await backend.retention.prune(domain, settings.kept_versions, await _in_use(backend, domain))
     trimmed = await backend.archive.trim(domain, await backend.registry.versions(domain)) if settings.archive else 0
     swept = await asyncio.to_thread(backend.artifacts.sweep, domain)
     if unpurged is not None:

@@ -29,6 +29,7 @@ from shared.catalog import CatalogStore
 from shared.changes import changes
 from shared.config import Settings
 from shared.registry import CHAMPION, Registry
+from shared.retention import Retention
 from shared.types import AdapterName, DomainId, UserId
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,7 @@ class AdapterManager:
         settings: Settings,
         redis: Redis,
         registry: Registry,
+        retention: Retention,
         store: CatalogStore,
         catalogs: Catalogs,
         slots: Slots,
@@ -56,6 +58,7 @@ class AdapterManager:
         self._settings = settings
         self._redis = redis
         self._registry = registry
+        self._retention = retention
         self._store = store
         self._catalogs = catalogs
         self._slots = slots
@@ -267,7 +270,7 @@ class AdapterManager:
         """Under the domain's lock: nothing of it is being fetched."""
         in_use = frozenset(slot.name for slot in self._slots.of(domain))
         try:
-            await self._registry.drop_copies(domain, in_use)
+            await self._retention.drop_copies(domain, in_use)
         except (RedisError, OSError) as error:
             log.warning("copies_not_dropped", domain=domain, error=repr(error))
 

@@ -48,6 +48,7 @@ from shared.popularity import PopularityStore
 from shared.prompt import PromptBuilder
 from shared.redis_client import connect
 from shared.registry import Registry
+from shared.retention import Retention
 from shared.stream import InteractionLog
 
 log = structlog.get_logger(__name__)
@@ -170,7 +171,16 @@ def _open(
     load = load or ArtifactLoader(settings, artifacts)
     filler = SlotFiller(patient_registry, catalogs, host, load, counters, RefusalStore(patient))
     manager = AdapterManager(
-        settings, patient, patient_registry, patient_catalog, catalogs, slots, filler, host, counters
+        settings,
+        patient,
+        patient_registry,
+        Retention(patient, artifacts),
+        patient_catalog,
+        catalogs,
+        slots,
+        filler,
+        host,
+        counters,
     )
     return Services(
         settings=settings,

@@ -15,13 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.artifacts import ArtifactStore
-from shared.changes import announce
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound, Unavailable
 from shared.manifest import Manifest, adapter_name, split_adapter_name
-from shared.redis_client import maybe_text, text, texts
+from shared.redis_client import text
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry_records import AliasMove, RegistryRecords, Route
-from shared.registry_scripts import CONSIDER, MOVE, REMOVE, RESERVE, SET_ROUTE
+from shared.registry_scripts import CONSIDER, MOVE, RESERVE, SET_ROUTE
 from shared.types import AdapterName, DomainId, StreamPositions
 
 log = structlog.get_logger(__name__)
@@ -39,7 +38,6 @@ class Registry:
         self._move = redis.register_script(MOVE)
         self._set_route = redis.register_script(SET_ROUTE)
         self._reserve = redis.register_script(RESERVE)
-        self._remove = redis.register_script(REMOVE)
         self._consider = redis.register_script(CONSIDER)
 
     # -- versions ---------------------------------------------------------------------------------
@@ -52,16 +50,6 @@ class Registry:
         found = await asyncio.to_thread(_highest_number, self._artifacts, self._records, domain, since)
         number = await self._reserve(keys=[keys.version_counter, keys.moves_counted], args=[*found])
         return adapter_name(domain, int(number))
-
-    async def register(self, manifest: Manifest) -> None:
-        """Makes a committed version known without an alias. Conflict where the name has another manifest."""
-        keys = DomainKeys(manifest.domain)
-        record = manifest.model_dump_json()
-        if not await self._redis.hsetnx(keys.versions, manifest.name, record):
-            known = maybe_text(await self._redis.hget(keys.versions, manifest.name))
-            if known != record:
-                raise Conflict(f"adapter {manifest.name} is registered with another manifest")
-        await announce(self._redis, manifest.domain)
 
     async def manifest(self, domain: DomainId, name: AdapterName) -> Manifest:
         """NotFound for an unknown version."""
@@ -95,71 +83,19 @@ class Registry:
                 f"run `evorec registry rebuild`, then `evorec ingest --archive --domain {domain}`"
             )
 
-    async def prune(
-        self, domain: DomainId, keep: int, in_use: frozenset[AdapterName] = frozenset()
-    ) -> list[AdapterName]:
-        """Drops all but the newest `keep` versions and those aliased or in use; returns what it dropped.
-
-        A version that an earlier call has dropped, and not deleted because it died, is deleted now.
-        """
-        keys = DomainKeys(domain)
-        for manifest in (await self.versions(domain))[: -keep or None]:
-            if manifest.name not in in_use:
-                await self._remove(keys=[keys.aliases, keys.versions, keys.pruned], args=[manifest.name])
-        dropped = sorted(map(AdapterName, texts(await self._redis.smembers(keys.pruned))))
-        for name in dropped:
-            await asyncio.to_thread(self._artifacts.delete, domain, name)
-            await self._redis.hdel(keys.refusals, name)
-            await self._redis.srem(keys.pruned, name)
-        return dropped
-
-    async def drop_copies(self, domain: DomainId, in_use: frozenset[AdapterName]) -> None:
-        """Removes this machine's copies of versions that are registered no longer, but for those in use."""
-        # Looked up before the registry is: what another process fetches meanwhile stays.
-        copies = await asyncio.to_thread(self._artifacts.copies, domain)
-        registered = {manifest.name for manifest in await self.versions(domain)}
-        if not registered:
-            return  # an emptied Redis knows no version, and `shared.rebuild` reads the copies
-        for name in copies:
-            if name not in registered | in_use:
-                await asyncio.to_thread(self._artifacts.drop_copy, domain, name)
-
-    async def drop_unfinished(self, domain: DomainId) -> list[AdapterName]:
-        """Deletes what cut-off uploads and deletions have left in the artifact store; returns what it dropped.
-
-        Under the domain's lease, and before its holder stores anything: whoever uploads then has lost it and cannot
-        publish any more. What it still uploads becomes a version that lacks files, which `ArtifactStore.fetch` refuses.
-        """
-        unfinished = await asyncio.to_thread(self._artifacts.unfinished, domain)
-        registered = {manifest.name for manifest in await self.versions(domain)}
-        counter = int(await self._redis.get(DomainKeys(domain).version_counter) or 0)
-        # A registered one is damaged, and may be mended. Above the counter of a Redis that was restored from an older
-        # state, the folder is what keeps its name from being given again.
-        dropped = [name for name in unfinished if name not in registered and split_adapter_name(name)[1] <= counter]
-        for name in dropped:
-            await asyncio.to_thread(self._artifacts.delete, domain, name)
-        return dropped
-
     # -- aliases ----------------------------------------------------------------------------------
 
-    async def publish(
-        self,
-        manifest: Manifest,
-        alias: str = CHAMPION,
-        *,
-        expected: AdapterName | None,
-        fencing_token: int,
-    ) -> None:
-        """Registers a committed version and points the alias at it, both or neither.
+    async def publish(self, manifest: Manifest, *, expected: AdapterName | None, fencing_token: int) -> None:
+        """Registers a committed version and makes it the champion, both or neither.
 
         NotFound where the artifact store does not hold it, LeaseLost where the token is not the newest, AliasMoved
-        where the alias is not at `expected`, Conflict where the name has another manifest.
+        where the champion is not `expected`, Conflict where the name has another manifest.
         """
         await asyncio.to_thread(self._artifacts.manifest, manifest.domain, manifest.name)
         considered = [str(part) for position in manifest.range_end.items() for part in position]
         await self._move_to(
             manifest.domain,
-            alias,
+            CHAMPION,
             manifest.name,
             expected,
             reason="publish",
@@ -168,17 +104,12 @@ class Registry:
             considered=considered,
         )
 
-    async def move_alias(
-        self,
-        domain: DomainId,
-        alias: str,
-        to: AdapterName | None,
-        expected: AdapterName | None,
-        *,
-        reason: str = "promote",
-    ) -> None:
-        """Compare-and-set; AliasMoved where the alias is not at `expected`, NotFound for an unknown version."""
-        await self._move_to(domain, alias, to, expected, reason=reason)
+    async def promote(self, domain: DomainId, name: AdapterName, *, expected: AdapterName | None) -> None:
+        """Makes a registered version the champion.
+
+        AliasMoved where the champion is not `expected`, NotFound for an unknown version.
+        """
+        await self._move_to(domain, CHAMPION, name, expected, reason="promote")
 
     async def rollback(self, domain: DomainId, leaving: AdapterName | None = None) -> AdapterName:
         """Points the champion at its parent, or, where that is gone, at the nearest champion before it; returns that.

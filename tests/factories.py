@@ -6,9 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from redis.asyncio import Redis
+
 from shared.artifacts import ArtifactStore
+from shared.changes import announce
 from shared.manifest import Gate, Manifest, adapter_name
 from shared.ranking import BlendWeights
+from shared.redis_keys import DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId, Interaction, ItemId, UserId
 
 BEAUTY = DomainId("beauty")
@@ -63,6 +67,12 @@ def write_files(folder: Path, content: str = "weights") -> None:
     """The files of a version, small."""
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_text(content)
+
+
+async def register(redis: Redis, version: Manifest) -> None:
+    """Makes a committed version known that has never been a champion."""
+    await redis.hset(DomainKeys(version.domain).versions, version.name, version.model_dump_json())
+    await announce(redis, version.domain)
 
 
 def commit(store: ArtifactStore, version: Manifest) -> Manifest:

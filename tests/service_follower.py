@@ -53,6 +53,7 @@ class Follower:
             self.settings,
             self.redis,
             registry,
+            self.publisher.retention,
             store,
             self.catalogs,
             self.slots,

@@ -22,6 +22,7 @@ from shared.config import Settings
 from shared.forgotten import ForgottenSet
 from shared.manifest import Manifest
 from shared.registry import Registry
+from shared.retention import Retention
 from shared.retriever import Retriever
 from shared.types import AdapterName, DomainId, EvolutionId, Item, ItemId, UserId
 from tests import factories
@@ -76,6 +77,8 @@ class Publisher:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.artifacts = ArtifactStore(settings)
         self.registry = Registry(redis, self.artifacts)
+        self.retention = Retention(redis, self.artifacts)
+        self.redis = redis
         self._settings = settings
 
     async def publish(
@@ -98,7 +101,7 @@ class Publisher:
         if champion:
             await self.registry.publish(manifest, expected=before, fencing_token=0)
         else:
-            await self.registry.register(manifest)
+            await factories.register(self.redis, manifest)
         return name
 
     def _manifest(

@@ -19,7 +19,6 @@ from service.schemas.adapters import (
 )
 from shared.errors import Conflict, InvalidInput
 from shared.manifest import split_adapter_name
-from shared.registry import CHAMPION
 from shared.types import AdapterName, DomainId
 
 router = APIRouter(prefix="/admin", tags=["adapters"], dependencies=[Depends(requires(Scope.admin))])
@@ -57,7 +56,7 @@ async def promote(name: str, request: Request, services: ServicesDep) -> AliasAn
     decided(request.state, domain=domain, champion=name)
     await services.known_domain(domain)
     before = await services.registry.champion(domain)
-    await services.registry.move_alias(domain, CHAMPION, AdapterName(name), before)
+    await services.registry.promote(domain, AdapterName(name), expected=before)
     services.adapters.schedule(domain)
     return AliasAnswer(domain=domain, champion=name)
 

@@ -24,7 +24,6 @@ from shared.embedded_redis import EmbeddedRedis
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys, partition_of
 from shared.redis_urls import redis_folder, socket_url
-from shared.registry import CHAMPION
 from shared.types import STREAM_START, AdapterName, DomainId, Interaction, Item, ItemId, UserId, order_of
 from tests import factories
 from tests.conftest import make_settings
@@ -167,7 +166,7 @@ class Shop:
         """Any version becomes the champion, as an operator may have it."""
         versions = [version.name for version in await self.backend.registry.versions(SHOP)]
         champion = await self.backend.registry.champion(SHOP)
-        await self.backend.registry.move_alias(SHOP, CHAMPION, self.rng.choice(versions), expected=champion)
+        await self.backend.registry.promote(SHOP, self.rng.choice(versions), expected=champion)
 
     async def erase(self) -> None:
         user = UserId(f"u{self.rng.randrange(N_USERS)}")

@@ -20,7 +20,6 @@ from shared.artifacts import ArtifactStore
 from shared.evolutions import EvolutionStatus
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of
-from shared.registry import CHAMPION
 from shared.types import Interaction, StreamPositions, UserId, order_of
 from tests.faults.conftest import Tell
 from tests.faults.lost_support import N_USERS, SHOP, DoomedRedis, Shop
@@ -141,7 +140,7 @@ async def test_the_service_goes_on_once_the_domain_is_rebuilt(doom: Doom, tmp_pa
         history = (await service.http.get("/users/u1/history")).json()["interactions"]
         assert len(history) == len([event for event in [*events, *sent] if event["user_id"] == "u1"])
         second = await service.publisher.publish(champion=False)
-        await backend.registry.move_alias(SHOP, CHAMPION, second, expected=name)
+        await backend.registry.promote(SHOP, second, expected=name)
         await service.served_by(second)
         assert second != name
     what = "a running service serves, accepts and swaps again once its domain is rebuilt"

@@ -25,7 +25,7 @@ from shared.redis_client import connect
 from shared.registry import CHAMPION
 from shared.stream import InteractionLog
 from shared.types import AdapterName
-from tests.factories import interaction
+from tests.factories import interaction, register
 from tests.faults.conftest import Tell
 from tests.service_support import ITEMS, SHOP, Running, serving
 from tests.tiny_base import write_base
@@ -330,7 +330,7 @@ async def test_an_adapter_whose_numbers_diverged_is_refused(shop_service: Runnin
         tensors[sorted(tensors)[0]][0, 0] = float("nan")
         save_file(tensors, staged.path / "adapter_model.safetensors")
         manifest = artifacts.manifest(SHOP, champion).model_copy(update={"name": name, "parent": champion})
-        await registry.register(staged.commit(manifest))
+        await register(running.publisher.redis, staged.commit(manifest))
     await promoted_but_refused(running, name, champion)
     assert "not finite" in (await domain_of(running))["refusals"][name]["reason"]
     outcome(3, "an adapter with weights that are not finite is refused", faults={"NaN weight": 1}, cases=1)

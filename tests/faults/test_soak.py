@@ -20,7 +20,6 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.redis_keys import CHANGES_CHANNEL
-from shared.registry import Registry
 from tests.faults.conftest import Tell
 from tests.faults.saturable import ASK, Stack, saturable
 from tests.load.http_client import Connection
@@ -107,7 +106,7 @@ class Soak:
     async def _swap(self) -> None:
         name = await self._publisher.publish()
         await self._until(self._is_served, name, "the new champion answers")
-        await Registry(self.stack.client, self._publisher.artifacts).prune(SHOP, KEPT_VERSIONS)
+        await self._publisher.retention.prune(SHOP, KEPT_VERSIONS)
         self.done["champions swapped"] += 1
 
     async def _is_served(self, name: str) -> bool:

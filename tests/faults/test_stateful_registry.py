@@ -19,6 +19,7 @@ from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
 from shared.registry_records import AliasMove, RegistryRecords
+from shared.retention import Retention
 from shared.types import AdapterName
 from tests.factories import BEAUTY, commit, manifest
 from tests.faults.conftest import Tell
@@ -50,6 +51,7 @@ class RegistryMachine(RedisMachine):
         state_dir = self.folder / f"example-{sum(1 for _ in self.folder.iterdir())}"
         self.artifacts = ArtifactStore(self.settings.model_copy(update={"state_dir": state_dir}))
         self.registry = Registry(self.client, self.artifacts)
+        self.retention = Retention(self.client, self.artifacts)
         self.workers = [Worker(), Worker()]
         self.names: list[AdapterName] = []
 
@@ -133,7 +135,7 @@ class RegistryMachine(RedisMachine):
         current = self.champion()
         expected = current if believed else data.draw(st.sampled_from(self.names))
         registered = to in self.versions()
-        error = self.outcome_of(self.registry.move_alias(BEAUTY, CHAMPION, to, expected=expected))
+        error = self.outcome_of(self.registry.promote(BEAUTY, to, expected=expected))
         if registered and current in (expected, to):
             assert error is None
             assert self.champion() == to
@@ -174,7 +176,7 @@ class RegistryMachine(RedisMachine):
     @rule(keep=st.integers(1, 4))
     def prune(self, keep: int) -> None:
         before, aliased = self.versions(), set(self.aliases().values())
-        dropped = set(self.run(self.registry.prune(BEAUTY, keep)))
+        dropped = set(self.run(self.retention.prune(BEAUTY, keep)))
         assert dropped.isdisjoint(aliased)
         assert dropped.isdisjoint(before[-keep:])
         assert self.versions() == [name for name in before if name not in dropped]
@@ -185,7 +187,7 @@ class RegistryMachine(RedisMachine):
         """Whoever loses is told so, by an error made for it."""
         names = data.draw(st.lists(st.sampled_from(self.names), min_size=2, max_size=3))
         current = self.champion()
-        work = [self.registry.move_alias(BEAUTY, CHAMPION, name, expected=current) for name in names]
+        work = [self.registry.promote(BEAUTY, name, expected=current) for name in names]
         work += [self._publish(worker, self.registry) for worker in self.workers if worker.version]
 
         async def together() -> list[object]:

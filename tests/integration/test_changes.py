@@ -16,9 +16,9 @@ from shared.catalog import CatalogStore
 from shared.changes import changes
 from shared.config import Settings
 from shared.redis_keys import CHANGES_CHANNEL
-from shared.registry import CHAMPION, Registry
+from shared.registry import Registry
 from shared.types import DomainId
-from tests.factories import BEAUTY, commit, manifest
+from tests.factories import BEAUTY, commit, manifest, register
 
 
 @asynccontextmanager
@@ -49,7 +49,7 @@ async def told_until(redis: Redis, condition: Callable[[], bool]) -> None:
 async def test_every_change_is_heard(redis: Redis, redis_settings: Settings) -> None:
     artifacts = ArtifactStore(redis_settings)
     registry, catalog = Registry(redis, artifacts), CatalogStore(redis)
-    version = commit(artifacts, manifest(1))
+    version, other = commit(artifacts, manifest(1)), commit(artifacts, manifest(2))
     async with listening(redis) as heard:
 
         async def hears(change: Awaitable[object]) -> None:
@@ -63,7 +63,8 @@ async def test_every_change_is_heard(redis: Redis, redis_settings: Settings) -> 
         await hears(catalog.put(BEAUTY, []))
         await hears(registry.set_paused(BEAUTY, True))
         await hears(registry.set_trial(BEAUTY, version.name, 0.5))
-        await hears(registry.move_alias(BEAUTY, CHAMPION, None, expected=version.name))
+        await register(redis, other)
+        await hears(registry.promote(BEAUTY, other.name, expected=version.name))
 
 
 @pytest.mark.parametrize("message", [b"Not a domain", b"\xff"])

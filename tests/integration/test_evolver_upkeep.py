@@ -196,9 +196,9 @@ async def test_pruning_goes_on_where_it_died(frugal: Backend, monkeypatch: pytes
     with monkeypatch.context() as patched:
         patched.setattr(frugal.artifacts, "delete", lambda *_: (_ for _ in ()).throw(OSError("dead")))
         with pytest.raises(OSError, match="dead"):
-            await frugal.registry.prune(DOMAIN, 2)
+            await frugal.retention.prune(DOMAIN, 2)
     assert len(frugal.artifacts.names(DOMAIN)) == 4
-    assert await frugal.registry.prune(DOMAIN, 2) == [adapter_name(DOMAIN, 1), adapter_name(DOMAIN, 2)]
+    assert await frugal.retention.prune(DOMAIN, 2) == [adapter_name(DOMAIN, 1), adapter_name(DOMAIN, 2)]
     assert frugal.artifacts.names(DOMAIN) == [adapter_name(DOMAIN, 3), adapter_name(DOMAIN, 4)]
 
 

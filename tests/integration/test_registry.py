@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.artifacts import ALIASES, MANIFEST, ArtifactStore
+from shared.artifacts import ALIASES, ArtifactStore
 from shared.config import Settings
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
 from shared.registry_records import AliasMove, RegistryRecords, Route
+from shared.retention import Retention
 from shared.types import AdapterName, DomainId
-from tests.factories import BEAUTY, commit, manifest
+from tests.factories import BEAUTY, commit, manifest, register
 
 V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))
 
@@ -118,13 +118,10 @@ async def test_only_what_is_stored_can_be_published(registry: Registry) -> None:
     assert await registry.champion(BEAUTY) is None
 
 
-async def test_a_name_never_gets_another_manifest(registry: Registry, artifacts: ArtifactStore) -> None:
+async def test_a_name_never_gets_another_manifest(registry: Registry, artifacts: ArtifactStore, redis: Redis) -> None:
     first = commit(artifacts, manifest(1))
-    await registry.register(first)
-    await registry.register(first)
+    await register(redis, first)
     other = first.model_copy(update={"seed": 8})
-    with pytest.raises(Conflict):
-        await registry.register(other)
     with pytest.raises(Conflict):
         await registry.publish(other, expected=None, fencing_token=0)
     assert await registry.versions(BEAUTY) == [first]
@@ -132,14 +129,12 @@ async def test_a_name_never_gets_another_manifest(registry: Registry, artifacts:
 
 async def test_promoting(registry: Registry, artifacts: ArtifactStore) -> None:
     await three_versions(registry, artifacts)
-    await registry.move_alias(BEAUTY, CHAMPION, V1, expected=V3)
+    await registry.promote(BEAUTY, V1, expected=V3)
     assert await registry.champion(BEAUTY) == V1
     with pytest.raises(AliasMoved):
-        await registry.move_alias(BEAUTY, CHAMPION, V2, expected=V3)
+        await registry.promote(BEAUTY, V2, expected=V3)
     with pytest.raises(NotFound):
-        await registry.move_alias(BEAUTY, CHAMPION, adapter_name(BEAUTY, 9), expected=V1)
-    await registry.move_alias(BEAUTY, CHAMPION, None, expected=V1)
-    assert await registry.champion(BEAUTY) is None
+        await registry.promote(BEAUTY, adapter_name(BEAUTY, 9), expected=V1)
 
 
 async def test_rollback_follows_the_parents(registry: Registry, artifacts: ArtifactStore) -> None:
@@ -198,10 +193,10 @@ async def test_a_rollback_to_a_registered_parent_reads_no_alias_moves(
 
 
 async def test_a_rollback_past_a_pruned_parent_takes_the_champion_before_it(
-    registry: Registry, artifacts: ArtifactStore
+    registry: Registry, artifacts: ArtifactStore, redis: Redis
 ) -> None:
     await three_versions(registry, artifacts)
-    await registry.prune(BEAUTY, keep=1, in_use=frozenset([V1]))
+    await Retention(redis, artifacts).prune(BEAUTY, keep=1, in_use=frozenset([V1]))
     assert await registry.rollback(BEAUTY) == V1
 
 
@@ -231,7 +226,7 @@ async def test_names_are_never_used_twice_where_redis_is_restored_from_an_older_
     for key, value in older.items():
         await redis.restore(key, 0, value)
     artifacts.delete(BEAUTY, V3)
-    await registry.move_alias(BEAUTY, CHAMPION, None, expected=V1)
+    await registry.set_trial(BEAUTY, V1, 0.1)
     assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 4)
 
 
@@ -249,81 +244,6 @@ async def test_names_are_never_used_twice(registry: Registry, artifacts: Artifac
     await redis.flushdb()
     artifacts.delete(BEAUTY, adapter_name(BEAUTY, 9))
     assert await registry.reserve_name(BEAUTY) == adapter_name(BEAUTY, 10)
-
-
-async def test_prune_keeps_the_newest_and_the_needed(registry: Registry, artifacts: ArtifactStore) -> None:
-    for number in range(1, 7):
-        await registry.register(commit(artifacts, manifest(number)))
-    await registry.move_alias(BEAUTY, CHAMPION, V1, expected=None)
-    assert await registry.prune(BEAUTY, keep=2, in_use=frozenset([V2])) == [V3, adapter_name(BEAUTY, 4)]
-    kept = [V1, V2, adapter_name(BEAUTY, 5), adapter_name(BEAUTY, 6)]
-    assert [version.name for version in await registry.versions(BEAUTY)] == artifacts.names(BEAUTY) == kept
-    assert await registry.prune(BEAUTY, keep=10) == []
-
-
-async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_is_lost(
-    redis: Redis, redis_settings: Settings, tmp_path: Path
-) -> None:
-    """A rebuild reads the copies before it registers the versions."""
-    artifacts = ArtifactStore(redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
-    registry = Registry(redis, artifacts)
-    for version in (manifest(1), manifest(2), manifest(3)):
-        artifacts.fetch(BEAUTY, commit(artifacts, version).name)
-    await registry.drop_copies(BEAUTY, frozenset())
-    assert artifacts.copies(BEAUTY) == [V1, V2, V3]
-    await registry.register(artifacts.manifest(BEAUTY, V1))
-    await registry.drop_copies(BEAUTY, frozenset([V2]))
-    assert artifacts.copies(BEAUTY) == [V1, V2]
-
-
-@pytest.fixture(params=["local", "remote"])
-def either(redis_settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> ArtifactStore:
-    url = None if request.param == "local" else f"memory://{tmp_path.name}"
-    return ArtifactStore(redis_settings.model_copy(update={"artifacts_url": url}))
-
-
-def lose_manifest(artifacts: ArtifactStore, name: AdapterName) -> None:
-    """As where an upload, or a deletion, was cut off."""
-    artifacts.delete_file(BEAUTY, name, MANIFEST)
-
-
-async def test_unfinished_versions_are_dropped_and_no_others(either: ArtifactStore, redis: Redis) -> None:
-    registry = Registry(redis, either)
-    for number in range(1, 6):
-        commit(either, manifest(number))
-    await registry.register(either.manifest(BEAUTY, V2))
-    await redis.set(DomainKeys(BEAUTY).version_counter, 4)
-    for number in (1, 2, 5):
-        lose_manifest(either, adapter_name(BEAUTY, number))
-    # The second is registered, of the third and fourth nothing is missing, the fifth is above the counter.
-    assert await registry.drop_unfinished(BEAUTY) == [V1]
-    assert either.folders(BEAUTY) == [adapter_name(BEAUTY, number) for number in range(2, 6)]
-    assert await registry.drop_unfinished(BEAUTY) == []
-
-
-async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answer(
-    either: ArtifactStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = Registry(redis, either)
-    for number in (1, 2):
-        commit(either, manifest(number))
-    lose_manifest(either, V1)
-    assert await registry.drop_unfinished(BEAUTY) == []
-    await redis.set(DomainKeys(BEAUTY).version_counter, 2)
-    look = either._fs.ls
-
-    def fail_below(path: str, **options: bool) -> list[str]:
-        if path.endswith((V1, V2)):
-            raise OSError("slow down")
-        found: list[str] = look(path, **options)
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(either._fs, "ls", fail_below)
-        with pytest.raises(OSError, match="slow down"):
-            await registry.drop_unfinished(BEAUTY)
-    assert either.folders(BEAUTY) == [V1, V2]
-    assert await registry.drop_unfinished(BEAUTY) == [V1]
 
 
 async def test_routes(registry: Registry, artifacts: ArtifactStore) -> None:
@@ -350,7 +270,7 @@ async def test_a_trial_ends_for_good_with_the_challengers_promotion(
     await three_versions(registry, artifacts)
     await registry.rollback(BEAUTY)
     await registry.set_trial(BEAUTY, V3, 0.25)
-    await registry.move_alias(BEAUTY, CHAMPION, V3, expected=V2)
+    await registry.promote(BEAUTY, V3, expected=V2)
     if then == "publish":
         await publish(registry, artifacts, 4, parent=V3)
     else:
@@ -393,7 +313,7 @@ async def test_domains_do_not_touch(registry: Registry, artifacts: ArtifactStore
     toys = DomainId("toys")
     assert await registry.champion(toys) is None
     with pytest.raises(NotFound):
-        await registry.move_alias(toys, CHAMPION, V1, expected=None)
+        await registry.promote(toys, V1, expected=None)
 
 
 class Crash(Exception):

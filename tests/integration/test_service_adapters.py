@@ -16,7 +16,6 @@ from service.slots import SlotState
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import UnknownDomain
-from shared.registry import CHAMPION
 from shared.types import AdapterName, DomainId
 from tests.service_follower import Follower, following, running, until, waiting_for
 from tests.service_support import ITEMS, SHOP, Publisher
@@ -55,7 +54,7 @@ async def test_copies_of_a_remote_stores_versions_go_with_their_registration(
             await follower.manager.sync(SHOP)
             assert copies() == [first, second]
             third = await worker.publish()
-            assert await worker.registry.prune(SHOP, keep=1) == [first, second]
+            assert await worker.retention.prune(SHOP, keep=1) == [first, second]
             await follower.manager.sync(SHOP)
             await until(lambda: copies() == [first, third])
             assert follower.states() == {first: SlotState.draining, third: SlotState.serving}
@@ -84,7 +83,7 @@ async def test_a_swap_is_timed_from_when_its_champion_was_wanted(follower: Follo
     await registry.set_trial(SHOP, challenger, 0.5)
     await follower.manager.sync(SHOP)
     follower.now += 1000.0
-    await registry.move_alias(SHOP, CHAMPION, challenger, first)
+    await registry.promote(SHOP, challenger, expected=first)
     with follower.manager.lease(SHOP, None):
         await follower.manager.sync(SHOP)
         follower.now += 1000.0
@@ -169,8 +168,8 @@ async def test_a_domains_first_champion_takes_no_replica_out_of_service(follower
         await until(lambda: readiness().domains[toys] == "serving")
     started_later = Follower(follower.settings, follower.redis)
     hosting = asyncio.create_task(started_later.host.run())
-    await follower.publisher.registry.move_alias(
-        toys, CHAMPION, first := AdapterName("toys-v000001"), AdapterName("toys-v000002")
+    await follower.publisher.registry.promote(
+        toys, first := AdapterName("toys-v000001"), expected=AdapterName("toys-v000002")
     )
     async with running(started_later) as readiness:
         await until(lambda: readiness().domains == {SHOP: "serving", toys: "refused"})

@@ -181,7 +181,7 @@ async def test_erasure_names_the_descendants_of_a_pruned_version(running: Runnin
     ends = [f"9999999999999-{number}" for number in range(4)]
     first = await running.publisher.publish(stream_ranges={0: ("0-0", ends[0])})
     _, *kept = [await running.publisher.publish(stream_ranges={0: (a, b)}) for a, b in itertools.pairwise(ends)]
-    assert first in await running.publisher.registry.prune(SHOP, keep=2)
+    assert first in await running.publisher.retention.prune(SHOP, keep=2)
     assert (await running.http.delete(f"/users/{user}")).json()["learned_by"] == kept
 
 
