@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 from deploy.client import BATCH, Ingested, ServiceClient, batches, event_body
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.fixed_settings import require_fixed_settings
 from shared.redis_client import connect
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, Item, ItemId
@@ -104,7 +103,6 @@ async def loader(client: ServiceClient, direct: bool) -> AsyncIterator[Loader]:
     settings = Settings()
     redis = connect(settings)
     try:
-        await require_fixed_settings(redis, settings)
         yield DirectLoader(CatalogStore(redis), InteractionLog(redis, settings), settings.max_clock_skew_s)
     finally:
         await redis.aclose()

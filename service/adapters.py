@@ -179,7 +179,10 @@ class AdapterManager:
             await self._catalogs.refresh(domain)
             route = await self._registry.route(domain)
             champion = (await self._registry.aliases(domain)).get(CHAMPION)
-            if champion != self._wanted.get(domain, DomainRoute()).champion:
+            before = self._wanted.get(domain, DomainRoute()).champion
+            if champion is None and before is not None and await self._registry.lost(domain):
+                return  # until it is rebuilt, what this process has goes on serving
+            if champion != before:
                 self._changes.wanted(domain)
             wanted = self._wanted[domain] = DomainRoute(champion, route.challenger, route.share)
             if champion is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
@@ -55,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 # How long a command of a request waits for Redis before the call is answered with 503.
 ANSWER_WITHIN_S = 3.0
+THREADS = 256  # at most; `service.adapters.SYNCED_AT_ONCE` of them may wait for the artifact store
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
 
@@ -104,6 +106,9 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         keys.tell()
+        # Python's own few would all wait where an artifact store stalls for as many domains, and the engine, which is
+        # built and closed in threads as well, with them.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="service"))
         host = EngineHost(engine, settings)
         prompts = _Prompts(settings)
         services = _open(settings, counters, host, prompts, load, queue)

@@ -23,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 MAX_RECORDS = 10_000
 STORE_TIMEOUT_S = 1.0
+MAX_WRITERS = 8  # of each kind: strangers must not take the connections that recommendations need
 CATALOG = "/items"
 _DENIED = (401, 403)
 _READS = ("GET", "HEAD", "OPTIONS")
@@ -49,13 +50,14 @@ class AuditLog:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._writing = {AUDIT: asyncio.Semaphore(MAX_WRITERS), AUDIT_DENIED: asyncio.Semaphore(MAX_WRITERS)}
 
     async def append(self, record: AuditRecord) -> None:
         """To the log in any case, to Redis if it can be had soon."""
         log.info("audit", **record.model_dump(exclude={"request_id"}))
         stream = AUDIT_DENIED if record.status in _DENIED or not record.scopes else AUDIT
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
+            async with asyncio.timeout(STORE_TIMEOUT_S), self._writing[stream]:
                 await self._redis.xadd(stream, {"record": record.model_dump_json()}, maxlen=MAX_RECORDS)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("audit_not_stored", error=repr(error))

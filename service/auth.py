@@ -167,6 +167,7 @@ class Keys:
     _fixed: KeyRing = field(init=False)
     _ring: KeyRing = field(init=False)
     _seen: tuple[int, int] | None = field(init=False, default=None)
+    _refused: tuple[int, int] | None = field(init=False, default=(0, 0))
     _next_check: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
@@ -190,12 +191,14 @@ class Keys:
         version = _version_of(path)
         if version == self._seen:
             return
-        self._seen = version
         try:
             self._ring = self._fixed | _read(path)
         except InvalidInput as error:
-            log.error("api_keys_unchanged", error=str(error))
+            if version != self._refused:  # once; a file that could not be read may be readable the next time
+                log.error("api_keys_unchanged", error=str(error))
+            self._refused = version
             return
+        self._seen = version
         log.info("api_keys_changed", names=sorted({str(each.name) for each in self._ring.principals.values()}))
 
     def tell(self) -> None:

@@ -68,9 +68,10 @@ class Services:
         return DomainId(named or self.settings.default_domain)
 
     async def known_domain(self, named: str | None) -> DomainId:
-        """UnknownDomain where nobody has put items there."""
+        """UnknownDomain where nobody has put items there, Unavailable where Redis has lost what it knew of it."""
         domain = self.domain(named)
         if not await self.catalog.exists(domain):
+            await self.registry.refuse_where_lost(domain)
             raise UnknownDomain(f"there is no domain {domain!r}; PUT /items creates it")
         return domain
 

@@ -15,8 +15,7 @@ import multiprocessing
 import os
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -180,6 +179,7 @@ class VllmEngine:
         self._loaded: dict[int, LoraHandle] = {}
         self._loading = 0
         self._running: set[asyncio.Task[Any]] = set()
+        self._answers = 0
         self._closed = False
 
     @property
@@ -228,7 +228,9 @@ class VllmEngine:
             log.warning("adapter_not_removed", adapter=lora.name, error=repr(error))
 
     async def _answer(self, call: Coroutine[Any, Any, T]) -> T:
-        return await _while_alive(call, alive=lambda: self.alive)
+        answer = await _while_alive(call, alive=lambda: self.alive)
+        self._answers += 1
+        return answer
 
     async def rank(self, token_ids: Sequence[int], label_ids: Sequence[int], lora: LoraHandle) -> list[float]:
         if not 1 <= len(label_ids) <= MAX_LABELS:
@@ -236,9 +238,34 @@ class VllmEngine:
         self._check_alive()
         if self._loaded.get(lora.lora_id) != lora:
             raise AdapterNotLoaded(f"adapter {lora.name} is not loaded")
-        async with self._tracked():
-            logprobs = await self._label_logprobs(token_ids, label_ids, lora)
+        # A task of its own, which `close` may cancel: its caller gets an error to answer with.
+        call = asyncio.create_task(self._label_logprobs(token_ids, label_ids, lora))
+        self._running.add(call)
+        call.add_done_callback(self._running.discard)
+        try:
+            logprobs = await call
+        except asyncio.CancelledError:
+            if (caller := asyncio.current_task()) is not None and caller.cancelling():
+                raise
+            raise EngineUnavailable("the engine is closed") from None
+        self._answers += 1
         return log_softmax([logprobs[label].logprob for label in label_ids])
+
+    async def check(self) -> None:
+        """vLLM answers calls in their order, and adapters that load before this one may take minutes.
+
+        No timeout of vLLM's own: it would take a late answer for that of the next call.
+        """
+        self._check_alive()
+        before = self._answers
+        call = asyncio.create_task(self._answer(self._llm.collective_rpc("check_health")))
+        try:
+            while not call.done() and self._answers == before:
+                await asyncio.wait([call], timeout=WATCH_S)
+            if call.done():
+                call.result()
+        finally:
+            call.cancel()
 
     async def _label_logprobs(
         self, token_ids: Sequence[int], label_ids: Sequence[int], lora: LoraHandle
@@ -270,16 +297,6 @@ class VllmEngine:
         self.prompt_tokens.cached += answers[-1].num_cached_tokens or 0
         found: dict[int, Any] = answers[-1].outputs[0].logprobs[0]
         return found
-
-    @asynccontextmanager
-    async def _tracked(self) -> AsyncIterator[None]:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - narrows the type: every coroutine runs in a task
-        self._running.add(task)
-        try:
-            yield
-        finally:
-            self._running.discard(task)
 
     def _check_alive(self) -> None:
         if not self.alive:

@@ -1,4 +1,4 @@
-"""Keeps one ranking engine running: builds it off the request path, and builds another when it dies."""
+"""Keeps one ranking engine running: builds it off the request path, and builds another when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 WATCH_S = 0.5
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
+CHECKS_IN_SILENCE = 6  # checks that an engine gets in the time that it may be silent
 
 
 class EngineState(StrEnum):
@@ -76,16 +77,45 @@ class EngineHost:
         return True
 
     async def _watch(self) -> None:
-        """Returns once the engine has died and its remains are cleared away."""
+        """Returns once the engine has died or hangs, and its remains are cleared away."""
         engine = self._engine
-        while engine is not None and engine.alive:  # noqa: ASYNC110 - vLLM tells by a flag alone
-            await asyncio.sleep(WATCH_S)
+        if engine is None:
+            return
+        hanging = asyncio.create_task(self._until_silent(engine), name="engine-checks")
+        try:
+            while engine.alive and not hanging.done():  # noqa: ASYNC110 - vLLM tells its death by a flag alone
+                await asyncio.sleep(WATCH_S)
+        finally:
+            hanging.cancel()
         self._engine = None
         self.error = "the engine died"
-        log.error("engine_died", generation=self.generation)
+        if engine.alive:
+            self.error = f"the engine answered nothing for {self._settings.engine_silent_s:g} s"
+        log.error("engine_lost", generation=self.generation, reason=self.error)
         self._become(EngineState.failed)
-        if engine is not None:
+        try:
             await engine.close()
+        except Exception as error:  # its remains must not keep the next one from starting
+            log.error("engine_not_closed", generation=self.generation, error=repr(error))
+
+    async def _until_silent(self, engine: RankingEngine) -> None:
+        """Returns once the engine has left a check unanswered for too long."""
+        looks = round(self._settings.engine_silent_s / WATCH_S)
+        while True:
+            check = asyncio.create_task(engine.check())
+            try:
+                # Counted, not timed: all processes may have been stopped together, a machine that slept.
+                for _ in range(looks):
+                    await asyncio.wait([check], timeout=WATCH_S)
+                    if check.done():
+                        break
+                else:
+                    return
+            finally:
+                check.cancel()
+            if check.exception() is not None:  # an answer as well; whether it has died is asked elsewhere
+                log.debug("engine_check_failed", error=repr(check.exception()))
+            await asyncio.sleep(self._settings.engine_silent_s / CHECKS_IN_SILENCE)
 
     def _become(self, state: EngineState) -> None:
         self.state = state

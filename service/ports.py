@@ -75,6 +75,9 @@ class RankingEngine(Protocol):
         too long. Cancelling the call aborts the request.
         """
 
+    async def check(self) -> None:
+        """Returns once the engine has answered anything, this check or another call: never, where it hangs."""
+
     async def close(self) -> None:
         """Lets running calls finish for a moment, aborts the rest, frees every process."""
 

@@ -37,7 +37,7 @@ class RedisWatch:
     async def _look(self) -> bool:
         """False where Redis did not answer."""
         try:
-            found = (*await durability_warnings(self._redis), *await self._conflicts())
+            found = (*await durability_warnings(self._redis), *await self._conflicts())  # reads alone: writes may fail
         except (RedisError, OSError) as error:
             log.debug("durability_unknown", error=repr(error))
             return False

@@ -19,6 +19,7 @@ from service.ports import EngineFull, EngineUnavailable, LoraHandle, RankingEngi
 from service.refusals import RefusalStore
 from service.slots import Slot, SlotState
 from shared.errors import InvalidArtifact
+from shared.local_files import intact
 from shared.registry import Registry
 from shared.types import AdapterName
 
@@ -59,11 +60,17 @@ class SlotFiller:
         if slot.state is SlotState.refused and self._clock() < slot.retry_at:
             return
         try:
-            if slot.version is None:
+            if slot.version is None or not await self._still_intact(slot):
                 await self._load_files(slot)
             await self._load_lora(slot)
         except Exception as error:
             await self._refuse(slot, error)
+
+    async def _still_intact(self, slot: Slot) -> bool:
+        """Whether the files that a new engine is to read are as they were verified."""
+        if slot.files is None or slot.generation in (0, self._host.generation):
+            return True
+        return await asyncio.to_thread(intact, slot.files.folder, slot.files.manifest)
 
     async def empty(self, slot: Slot) -> None:
         """Takes the drained version out of the engine."""

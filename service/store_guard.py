@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.metrics import Metrics
@@ -53,6 +54,8 @@ class StoreGuard:
         try:
             async with timeout(self._timeout_s):
                 answer = await ask()
+        except MaxConnectionsError as error:  # of this process: the store is there
+            raise StoreAway("too many calls wait for the data store") from error
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             self._note_away(error)
             raise StoreAway("the data store cannot be reached") from error

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.92, description="Of a card, for the engine; a worker trains beside it only in what is left"
     )
+    engine_silent_s: Annotated[float, Field(ge=5, le=3600)] = Field(
+        60.0, description="An engine that answers nothing for so long, not even a check, has hung: another is started"
+    )
     prompt_history: PositiveInt = Field(10, description="Newest history items in a prompt, or up to 3 less")
     title_tokens: PositiveInt = Field(12, description="Tokens of a title in a prompt; the rest is cut")
     rank_candidates: Annotated[int, Field(ge=2, le=MAX_CANDIDATES)] = Field(20, description="Top K: what the LLM ranks")

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.redis_client import connect, maybe_text
-from shared.redis_keys import DOMAINS, FIXED_SETTINGS
+from shared.redis_keys import FIXED_SETTINGS
 
 log = structlog.get_logger(__name__)
 
@@ -20,26 +20,33 @@ FIXED = {
 ANSWER_WITHIN_S = 3.0
 
 
-async def require_fixed_settings(redis: Redis, settings: Settings) -> None:
-    """Keep these settings with the data of this Redis. Raises `Conflict` where it has domains that were written by
-    others; before there is a domain, they may still change.
+async def keep_fixed_settings(redis: Redis, settings: Settings) -> None:
+    """To be called before anything is written by these settings, which then stay with the data. Raises `Conflict` where
+    the data of this Redis were written by others. (Those of an earlier release do not say: who comes first decides.)
     """
-    ours = {name: str(getattr(settings, name)) for name in FIXED}
-    if await redis.exists(DOMAINS):
-        # What an earlier release has written says nothing of them: whoever comes first does.
-        theirs = {name: maybe_text(await redis.hget(FIXED_SETTINGS, name)) for name in FIXED}
-        differ = [
-            f"EVOREC_{name.upper()} is {ours[name]} here and was {value} when they were written: {FIXED[name]}"
-            for name, value in theirs.items()
-            if value not in (None, ours[name])
-        ]
-        if differ:
-            raise Conflict(
-                f"this Redis has interactions of other settings. {'; '.join(differ)}. Set it back; to change it, "
-                "ingest everything anew into an empty Redis."
-            )
-    for name, value in ours.items():
-        await redis.hset(FIXED_SETTINGS, name, value)
+    for name, value in _values(settings).items():
+        await redis.hsetnx(FIXED_SETTINGS, name, value)
+    await require_fixed_settings(redis, settings)
+
+
+async def require_fixed_settings(redis: Redis, settings: Settings) -> None:
+    """Raises `Conflict` where the data of this Redis were written by other settings; writes nothing."""
+    ours = _values(settings)
+    theirs = {name: maybe_text(await redis.hget(FIXED_SETTINGS, name)) for name in FIXED}
+    differ = [
+        f"EVOREC_{name.upper()} is {ours[name]} here and was {value} when they were written: {FIXED[name]}"
+        for name, value in theirs.items()
+        if value not in (None, ours[name])
+    ]
+    if differ:
+        raise Conflict(
+            f"this Redis has interactions of other settings. {'; '.join(differ)}. Set it back; to change it, ingest "
+            "everything anew into an empty Redis."
+        )
+
+
+def _values(settings: Settings) -> dict[str, str]:
+    return {name: str(getattr(settings, name)) for name in FIXED}
 
 
 async def require_fixed_settings_at_start(settings: Settings) -> None:

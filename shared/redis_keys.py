@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from shared.types import DomainId, EvolutionId, UserId
 
 DOMAINS = "evorec:domains"
-FIXED_SETTINGS = "evorec:fixed-settings"  # hash: setting -> what the data of this Redis were written by
+FIXED_SETTINGS = "evorec:fixed-settings"  # hash: setting -> what the interactions of this Redis were written by
 CHANGES_CHANNEL = "evorec:changes"  # message: the domain whose aliases, routes or catalog changed
 AUDIT = "evorec:audit"  # stream, capped: administration and deletions
 AUDIT_DENIED = "evorec:audit-denied"  # stream, capped: those who were not allowed to

@@ -20,6 +20,7 @@ from shared.artifacts import ArtifactStore
 from shared.config import Settings
 from shared.erasure import ErasureMarks
 from shared.errors import Conflict, InvalidInput, NotFound
+from shared.fixed_settings import keep_fixed_settings
 from shared.interaction_codec import encode
 from shared.redis_keys import DomainKeys, PartitionKeys
 from shared.stream import REMEMBER, popularity_weight
@@ -178,9 +179,11 @@ class Restorer:
     async def restore(self, domain: DomainId, done: Callable[[int], object] = lambda _: None) -> Restored:
         """Brings back what Redis lacks; `done(n)` for every n rows of the archive, brought back or not.
 
-        Conflict where another restore of the domain runs at the same time.
+        Conflict where another restore of the domain runs at the same time, or where Redis has interactions that were
+        written by other settings.
         """
         await asyncio.to_thread(self.rows, domain)
+        await keep_fixed_settings(self._redis, self._settings)
         total = Restored()
         for partition in await asyncio.to_thread(self._files.partitions, domain):
             part = await self._restore_partition(domain, partition, done)

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from shared.config import Settings
 from shared.dead_letters import DeadLetter, DeadLetters, Unreadable
 from shared.errors import NotReplicated
+from shared.fixed_settings import keep_fixed_settings
 from shared.interaction_codec import decode, encode, user_of, with_id
 from shared.popularity import log2_weight
 from shared.redis_client import text
@@ -130,6 +131,7 @@ class InteractionLog:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
+        self._settings_are_kept = False
         self._append = redis.register_script(APPEND)
         self._count_page = redis.register_script(COUNT_PAGE)
         self._floor = redis.register_script(FLOOR)
@@ -139,8 +141,12 @@ class InteractionLog:
         """Adds what is new to stream, histories and popularity. Events without id get the hash of their content.
 
         Whatever it raises, the events may have been added all the same, or some of them; a retry adds the others.
-        NotReplicated where fewer than `wait_replicas` replicas have them in time.
+        NotReplicated where fewer than `wait_replicas` replicas have them in time, Conflict where the data of this Redis
+        were written by other settings (`shared.fixed_settings`).
         """
+        if interactions and not self._settings_are_kept:
+            await keep_fixed_settings(self._redis, self._settings)
+            self._settings_are_kept = True
         by_partition: defaultdict[int, list[Interaction]] = defaultdict(list)
         for event in interactions:
             by_partition[partition_of(event.user_id, self._settings.partitions)].append(with_id(event))

@@ -16,7 +16,8 @@ MAX_LABELS = 128
 class FakeEngine:
     """Log-probabilities are a hash of adapter, prompt and label. `delay_s` and `die` stand for load and death.
 
-    Rankings that begin while there is a `gate` wait until it is set. `room`: how many adapters it holds; None: any.
+    Rankings and checks that begin while there is a `gate` wait until it is set. `room`: how many adapters it holds;
+    None: any.
     """
 
     def __init__(self, vocabulary: int, max_prompt: int) -> None:
@@ -70,6 +71,11 @@ class FakeEngine:
         await asyncio.sleep(self.delay_s)
         self._check_alive()
         return log_softmax([_pseudo_logit(lora.name, token_ids, label) for label in label_ids])
+
+    async def check(self) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        self._check_alive()
 
     async def close(self) -> None:
         self._alive = False

@@ -65,6 +65,7 @@ def service_process(service_settings: Settings, unused_tcp_port: int) -> Iterato
         "REDIS_URL": service_settings.redis_url,
         "BASE_MODEL": service_settings.base_model,
         "MAX_MODEL_LEN": service_settings.max_model_len,
+        "ENGINE_SILENT_S": 12,
         "DEFAULT_DOMAIN": SHOP,
         "PORT": unused_tcp_port,
     }

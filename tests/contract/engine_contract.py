@@ -119,6 +119,15 @@ async def a_cancelled_call_harms_nobody(engine: RankingEngine, folders: Sequence
     await engine.remove_adapter(lora)
 
 
+async def a_check_is_answered_beside_rankings(engine: RankingEngine, folders: Sequence[Path]) -> None:
+    lora = handle(folders[0])
+    await engine.add_adapter(lora)
+    async with asyncio.timeout(120):
+        await asyncio.gather(engine.check(), *(engine.rank((n, *PROMPT), LABELS, lora) for n in range(1, 5)))
+        await engine.check()
+    await engine.remove_adapter(lora)
+
+
 async def a_closed_engine_is_unavailable(engine: RankingEngine, folders: Sequence[Path]) -> None:
     """The last one: it closes the engine."""
     lora = handle(folders[0])
@@ -128,6 +137,8 @@ async def a_closed_engine_is_unavailable(engine: RankingEngine, folders: Sequenc
     assert not engine.alive
     with pytest.raises(EngineUnavailable):
         await engine.rank(PROMPT, LABELS, lora)
+    with pytest.raises(EngineUnavailable):
+        await engine.check()
     with pytest.raises(EngineUnavailable):
         await engine.add_adapter(handle(folders[1]))
     await engine.remove_adapter(lora)
@@ -141,5 +152,6 @@ CONTRACT = (
     a_failed_load_leaves_no_trace,
     bad_prompts_are_invalid_input,
     a_cancelled_call_harms_nobody,
+    a_check_is_answered_beside_rankings,
     a_closed_engine_is_unavailable,
 )

@@ -186,3 +186,42 @@ async def test_it_follows_more_domains_than_redis_py_has_connections(follower: F
     async with running(follower) as readiness:
         await until(lambda: set(readiness().domains.values()) == {"no_champion"} and readiness().ready)
         assert readiness().domains.keys() == {SHOP, *names}
+
+
+async def test_a_new_engine_is_given_no_files_that_were_damaged_meanwhile(follower: Follower) -> None:
+    """Nor is it refused for ever: once they are sound again it serves."""
+    name = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    folder = follower.publisher.artifacts.fetch(SHOP, name)
+    weights = folder / "adapter_model.safetensors"
+    sound = weights.read_bytes()
+
+    async def another_engine(number: int) -> None:
+        follower.engines.last.die()
+        await until(lambda: len(follower.engines.built) == number and follower.host.current is not None)
+        follower.now += 1000.0
+        await follower.manager.sync(SHOP)
+
+    await another_engine(2)
+    assert (follower.states(), follower.loads[name]) == ({name: SlotState.serving}, 1)
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    await another_engine(3)
+    assert follower.states() == {name: SlotState.refused}
+    assert not follower.engines.last.loaded
+    weights.write_bytes(sound)
+    follower.now += 1000.0
+    await follower.manager.sync(SHOP)
+    assert follower.states() == {name: SlotState.serving}
+
+
+async def test_a_champion_goes_on_serving_while_a_lost_registry_is_rebuilt(follower: Follower) -> None:
+    """The catalog comes back first, and with it the domain."""
+    name = await follower.publisher.publish()
+    await follower.manager.sync(SHOP)
+    await follower.redis.flushdb()
+    await CatalogStore(follower.redis).put(SHOP, ITEMS)
+    await follower.manager.sync(SHOP)
+    with follower.manager.lease(SHOP, None) as version:
+        assert version is not None
+        assert version.name == name
+    assert follower.states() == {name: SlotState.serving}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,8 +13,9 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from service import audit
-from service.audit import AuditLog
+from service.audit import MAX_WRITERS, AuditLog, AuditRecord
 from shared.config import Settings
+from shared.redis_client import connect
 from shared.redis_keys import AUDIT, AUDIT_DENIED
 from tests.service_support import SHOP, Running, serving
 
@@ -156,3 +158,25 @@ async def test_an_unreadable_record_hides_no_other(guarded: Running, redis: Redi
     await guarded.http.put("/admin/routes", json={"paused": True}, headers=BOSS)
     await redis.xadd(AUDIT, {"record": "{"})
     assert [each.path for each in await AuditLog(redis).newest(5)] == ["/admin/routes"]
+
+
+async def test_strangers_take_few_connections(redis_settings: Settings, redis: Redis) -> None:
+    """Of those that recommendations need; what finds no place in time is in the log."""
+    record = AuditRecord(
+        at=0.0,
+        key=None,
+        scopes=[],
+        client=None,
+        method="GET",
+        path="/admin/adapters",
+        domain=None,
+        request_id=None,
+        status=401,
+        input={},
+    )
+    async with connect(redis_settings) as client:
+        audit = AuditLog(client)
+        await asyncio.gather(*(audit.append(record) for _ in range(300)))
+        connections = [each for each in await redis.client_list() if each["cmd"] == "xadd"]
+    assert await redis.xlen(AUDIT_DENIED) == 300
+    assert 1 <= len(connections) <= MAX_WRITERS

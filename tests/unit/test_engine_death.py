@@ -24,10 +24,14 @@ LORA = LORAS[0]
 
 
 class Llm:
-    """An AsyncLLM whose engine dies during the call named `deadly`; a call that is waited for is in `waiting`."""
+    """An AsyncLLM whose engine dies during the call named `deadly`; a call that is waited for is in `waiting`.
 
-    def __init__(self, deadly: str) -> None:
+    `slow`: the call that never ends, while the engine lives.
+    """
+
+    def __init__(self, deadly: str, slow: str = "none") -> None:
         self.errored = False
+        self._slow = slow
         self.waiting: set[str] = set()
         self._deadly = deadly
 
@@ -37,12 +41,17 @@ class Llm:
     async def remove_lora(self, _: int) -> bool:
         return await self._call("remove_lora")
 
-    async def collective_rpc(self, _: str, timeout: float) -> bool:
+    async def collective_rpc(self, _: str, timeout: float | None = None) -> bool:
         return await self._call("collective_rpc")
+
+    def shutdown(self) -> None:
+        self.errored = True
 
     async def _call(self, name: str) -> bool:
         self.waiting.add(name)
         try:
+            if name == self._slow:
+                await asyncio.Event().wait()
             if name == self._deadly:
                 asyncio.get_running_loop().call_soon(setattr, self, "errored", True)
                 await asyncio.Event().wait()
@@ -115,3 +124,33 @@ async def test_an_adapter_beyond_what_the_engine_holds_is_refused_until_one_goes
     await full.add_adapter(LORAS[3])
     with pytest.raises(AdapterLoadFailed):
         await full.add_adapter(LORA)
+
+
+async def test_a_ranking_that_a_closing_engine_gives_up_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation would end the request that waits for it, too."""
+    monkeypatch.setattr(engine, "DRAIN_S", 0.01)
+    hanging = VllmEngine(Llm("none"), 2)
+    await hanging.add_adapter(LORA)
+    monkeypatch.setattr(hanging, "_label_logprobs", lambda *_: asyncio.Event().wait())
+    told, cancelled = (asyncio.create_task(hanging.rank([1], [2], LORA)) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    await hanging.close()
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await told
+
+
+async def test_a_check_behind_adapters_that_load_is_answered_with_the_next_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM answers calls in their order: many large adapters are no silence."""
+    monkeypatch.setattr(engine, "WATCH_S", 0.01)
+    loading = VllmEngine(Llm("none", slow="collective_rpc"), 16)
+    check = asyncio.create_task(loading.check())
+    done, _ = await asyncio.wait([check], timeout=0.1)
+    assert not done
+    await loading.add_adapter(LORA)
+    async with asyncio.timeout(20):
+        await check

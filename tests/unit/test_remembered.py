@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError
 
 from service.metrics import Metrics
 from service.remembered import RememberedHistories
@@ -24,11 +25,14 @@ class Store:
     def __init__(self, histories: Mapping[UserId, tuple[Interaction, ...]]) -> None:
         self.histories = histories
         self.away = False
+        self.crowded = False
         self.slow: asyncio.Event | None = None
 
     async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
         if self.away:
             raise RedisConnectionError
+        if self.crowded:
+            raise MaxConnectionsError
         found = self.histories.get(user_id, ())
         if self.slow is not None:
             await self.slow.wait()
@@ -100,3 +104,14 @@ async def test_memory_is_bounded_by_interactions() -> None:
     store.away = True
     kept = [user for user in [*users, ADA] if (await remembered.get(SHOP, user)).events]
     assert kept == users[-3:]
+
+
+async def test_a_call_without_a_connection_degrades_alone() -> None:
+    """The store is there: others' reads go on."""
+    store = Store({ADA: events(1), BOB: events(2)})
+    histories = remembering(store)
+    await histories.get(SHOP, ADA)
+    store.crowded = True
+    assert not (await histories.get(SHOP, ADA)).current
+    store.crowded = False
+    assert (await histories.get(SHOP, BOB)).current

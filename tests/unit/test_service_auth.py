@@ -127,6 +127,20 @@ def test_a_key_file_rotates_without_a_restart(tmp_path: Path) -> None:
         keys.ring.authenticate("old-secret", None)
 
 
+def test_a_key_file_that_could_not_be_read_once_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of its mode changes neither its time nor its size."""
+    file, clock = tmp_path / "keys", Clock()
+    rewrite(file, "shop=leaked-secret:ingest\n")
+    keys = Keys(make_settings(api_keys_file=file), clock)
+    rewrite(file, "shop=new-secret:ingest\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        clock.now += FILE_CHECK_S
+        assert keys.ring.authenticate("leaked-secret", None).name == "shop"
+    clock.now += FILE_CHECK_S
+    assert keys.ring.authenticate("new-secret", None).name == "shop"
+
+
 @pytest.mark.parametrize("content", ["shop=new-secret:everything", "", "# nothing\n", None, "\udcff"])
 def test_a_broken_key_file_leaves_the_keys_as_they_were(tmp_path: Path, content: str | None) -> None:
     file, clock = tmp_path / "keys", Clock()
