@@ -24,9 +24,10 @@ from shared.config import Settings
 from shared.dead_letters import DeadLetter
 from shared.errors import EvorecError, UnknownDomain
 from shared.evolutions import Evolution, EvolutionStatus
+from shared.forgotten import ForgottenSet
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
-from shared.types import EvolutionId
+from shared.types import EvolutionId, UserId
 
 log = structlog.get_logger(__name__)
 
@@ -129,13 +130,21 @@ class Run:
             try:
                 return read, *await self._train(read, parent)
             except PoisonUser as error:
-                log.exception("user_left_out", evolution=self._evolution.id, user=error.user_id)
-                letter = DeadLetter(reason=str(error), user_id=error.user_id, evolution_id=self._evolution.id)
-                await self._backend.dead_letters.add(self._evolution.domain, letter)
+                await self._tell_of(error, read)
                 read, last = read.without(error.user_id), error
         raise EvorecError(
             f"gave up after leaving out {MAX_POISON_USERS} users whose data make a step fail; the last one: {last}"
         )
+
+    async def _tell_of(self, error: PoisonUser, read: Window) -> None:
+        """A dead letter, unless the user was erased meanwhile: nothing is to be said of them any more."""
+        domain, history = self._evolution.domain, read.inputs.histories.get(error.user_id, ())
+        if await self._backend.eraser.erased_of(domain, {error.user_id: history}):
+            log.warning("erased_user_left_out", evolution=self._evolution.id)
+            return
+        log.exception("user_left_out", evolution=self._evolution.id, user=error.user_id)
+        letter = DeadLetter(reason=str(error), user_id=error.user_id, evolution_id=self._evolution.id)
+        await self._backend.dead_letters.add(domain, letter)
 
     async def _train(self, read: Window, parent: ParentVersion | None) -> tuple[PipelineResult, Path]:
         clear_work(self._backend.settings, self._evolution.id)  # what dead attempts left
@@ -182,6 +191,7 @@ class Run:
         if self._backend.settings.enforce_gate and parent is not None and not result.gate.passed:
             return await self._rejected(read, f"the gate failed: {'; '.join(result.gate.reasons)}")
         self._monitor.progress("publish", 0.0)
+        named = await self._named(folder)
         name = await self._backend.registry.reserve_name(self._evolution.domain)
         # At a bootstrap it reads all of the base model's weights, and the lease has to be renewed meanwhile.
         manifest = await asyncio.to_thread(
@@ -194,15 +204,33 @@ class Run:
             self._backend.settings,
             stage_seconds=stage_seconds,
         )
-        return await self._publish(read, await publish.store(self._backend, manifest, folder))
+        return await self._publish(read, await publish.store(self._backend, manifest, folder), named)
 
-    async def _publish(self, read: Window, stored: Manifest) -> Evolution | None:
+    async def _named(self, folder: Path) -> frozenset[UserId]:
+        """Whom the version's files name: users of whom something is forgotten, without those who were erased while this
+        ran and whose histories it had not read (of the others it starts over).
+        """
+        forgotten = await asyncio.to_thread(ForgottenSet.load, folder)
+        kept = forgotten.among(await self._known(forgotten.users))
+        if kept != forgotten:
+            await asyncio.to_thread(kept.save, folder)
+        return kept.users
+
+    async def _known(self, users: frozenset[UserId]) -> frozenset[UserId]:
+        """Those whom the domain still knows: all, where the archive has yet to say whom it knows."""
+        domain = self._evolution.domain
+        if not users or not await self._backend.history.complete(domain):
+            return users
+        return users & frozenset(await self._backend.history.users(domain))
+
+    async def _publish(self, read: Window, stored: Manifest, named: frozenset[UserId]) -> Evolution | None:
         """Move the alias. A version that may not be published goes once the record says how the run ended.
 
-        None where users of the window were erased meanwhile: their erasure's answer could not name this version. It
-        goes at once, or the next attempt would take it for a complete one.
+        None where users of the window, or those that the files name, were erased meanwhile: their erasure's answer
+        could not name this version. It goes at once, or the next attempt would take it for a complete one.
         """
         erased = await self._backend.eraser.erased_of(stored.domain, read.inputs.histories)
+        erased |= named - await self._known(named)
         self._monitor.check()
         if erased:
             log.info("evolution_starts_over", evolution=self._evolution.id, users_erased_meanwhile=len(erased))

@@ -97,11 +97,11 @@ class CandidatePool:
 
 
 def draw_candidates(
-    user_id: UserId, target: ItemId, own: frozenset[ItemId], pool: CandidatePool, *, seed: int
+    user_id: UserId, target: ItemId, own: frozenset[ItemId], pool: CandidatePool, *, seed: int, n: int = N_CANDIDATES
 ) -> tuple[ItemId, ...]:
-    """The target and up to 19 different draws from the pool, none of them the user's own."""
+    """The target and up to n - 1 different draws from the pool, none of them the user's own."""
     rng = np.random.default_rng([seed, *user_id.encode()])
-    return (target, *pool.draw(N_CANDIDATES - 1, own | {target}, rng))
+    return (target, *pool.draw(n - 1, own | {target}, rng))
 
 
 def summarise(

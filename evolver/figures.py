@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
@@ -24,6 +24,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._told: dict[tuple[Gauge, DomainId], frozenset[tuple[str, ...]]] = {}
 
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(f"evorec_{name}", what, ("domain", *labels), registry=registry)
@@ -77,12 +78,22 @@ class Figures:
         manifest = await backend.registry.manifest(domain, champion)
         self.published_at.labels(domain).set(manifest.created_at.timestamp())
         self.forgotten_share.labels(domain).set(manifest.forgotten_share)
-        for stage, seconds in manifest.stage_seconds.items():
-            self.stage_seconds.labels(domain, stage).set(seconds)
-        for moment, groups in manifest.metrics.items():
-            for group, values in groups.items():
-                if "hr@1" in values:
-                    self.hit_rate.labels(domain, moment, group).set(values["hr@1"])
+        self._of_champion(self.stage_seconds, domain, {(stage,): s for stage, s in manifest.stage_seconds.items()})
+        rates: dict[tuple[str, ...], float] = {
+            (moment, group): values["hr@1"]
+            for moment, groups in manifest.metrics.items()
+            for group, values in groups.items()
+            if "hr@1" in values
+        }
+        self._of_champion(self.hit_rate, domain, rates)
+
+    def _of_champion(self, gauge: Gauge, domain: DomainId, values: Mapping[tuple[str, ...], float]) -> None:
+        """Nothing of an earlier champion stays: nobody may have been asked in a group."""
+        for labels in self._told.get((gauge, domain), frozenset()) - values.keys():
+            gauge.remove(domain, *labels)
+        for labels, value in values.items():
+            gauge.labels(domain, *labels).set(value)
+        self._told[gauge, domain] = frozenset(values)
 
 
 def _by_status(runs: Sequence[Evolution]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
 from evolver.retriever_training import renew_retriever, retriever_config, train_retriever
-from evolver.scoring import Version, make_cases, score_cases
+from evolver.scoring import Version, judged_candidates, make_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
@@ -134,7 +134,9 @@ class Learner:
     def blend(self, version: Version) -> BlendWeights:
         """The weights that explain validation best, active and inactive users together."""
         targets = (*self._split.validation, *self._split.quiet_validation)
-        cases = make_cases(targets, self.examples.popularity, seed=self._inputs.seed)
+        cases = make_cases(
+            targets, self.examples.popularity, seed=self._inputs.seed, n=judged_candidates(self._settings)
+        )
         scored = [
             score_cases(version, chosen, self.examples.builder, self.examples.popularity) for chosen in cases.values()
         ]

@@ -14,13 +14,24 @@ from evolver.inputs import EvolutionInputs, ParentVersion, PipelineResult, Progr
 from evolver.learning import Learner
 from evolver.lora import TARGET_MODULES
 from evolver.recipe import BOOTSTRAP, EVOREC
-from evolver.scoring import POPULARITY_ONLY, UNIFORM, WEIGHTED, Report, Version, evaluate_version, make_cases
+from evolver.scoring import (
+    POPULARITY_ONLY,
+    UNIFORM,
+    WEIGHTED,
+    Report,
+    Version,
+    evaluate_version,
+    judged_candidates,
+    make_cases,
+)
 from evolver.splits import Target, split
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
 from shared.config import Settings
 from shared.manifest import Gate
 from shared.ranking import BlendWeights
+
+GATE_LEAST_USERS = 10
 
 
 def run_pipeline(
@@ -83,7 +94,8 @@ class _Run:
 
     def _evaluate(self, version: Version, weights: BlendWeights) -> Report:
         examples = self._learner.examples
-        cases = make_cases(self._split.panel, examples.popularity, seed=self._inputs.seed)
+        n = judged_candidates(self._settings)
+        cases = make_cases(self._split.panel, examples.popularity, seed=self._inputs.seed, n=n)
         return evaluate_version(
             version,
             weights,
@@ -96,11 +108,15 @@ class _Run:
 
 
 def gate(panel: Sequence[Target], before: Report, after: Report, *, seed: int) -> Gate:
-    """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate set."""
+    """Not significantly worse: no group's paired 95 % interval of NDCG@3 lies below zero on either candidate set. Of
+    groups smaller than `GATE_LEAST_USERS` it says nothing: resampling one or two users gives no interval.
+    """
     reasons = []
     for name in (UNIFORM, WEIGHTED):
         for group, wanted in (("U_A", True), ("U_I", False)):
             users = [target.user_id for target in panel if target.active is wanted]
+            if len(users) < GATE_LEAST_USERS:
+                continue
             old, new = ([gain(report.ranks[name][user], 3) for user in users] for report in (before, after))
             low, high = paired_interval(old, new, seed=seed)
             if high < 0:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evolver.batches import build_prompt, score_prompts
-from evolver.evaluate import POPULARITY_POWER, CandidatePool, Case, draw_candidates, rank_of, summarise
+from evolver.evaluate import N_CANDIDATES, POPULARITY_POWER, CandidatePool, Case, draw_candidates, rank_of, summarise
 from evolver.inputs import working_on
 from evolver.splits import Target, filtered, item_sequence
+from shared.config import Settings
 from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder, candidate_order
@@ -59,23 +60,28 @@ class Scored:
         return rank_of(blend(self.llm, self.retriever, self.popularity, weights), self.target)
 
 
+def judged_candidates(settings: Settings) -> int:
+    """Candidates of a prompt that a version is judged by: 20, or fewer where it is trained and asked with fewer."""
+    return min(N_CANDIDATES, settings.rank_candidates)
+
+
 def make_cases(
-    targets: Sequence[Target], popularity: Mapping[ItemId, float], *, seed: int
+    targets: Sequence[Target], popularity: Mapping[ItemId, float], *, seed: int, n: int = N_CANDIDATES
 ) -> dict[str, list[tuple[Target, Case]]]:
-    """Both candidate sets for each target; the same for every version compared (they depend on the seed and the user
-    alone).
+    """Both candidate sets of `n` for each target; the same for every version compared (they depend on the seed and the
+    user alone).
     """
     pool = sorted(popularity)
     mass = np.array([popularity[item] for item in pool])
     sets = {UNIFORM: np.ones(len(pool)), WEIGHTED: mass**POPULARITY_POWER}
     pools = {name: CandidatePool(pool, weights) for name, weights in sets.items()}
-    return {name: [(target, _case(target, chosen, seed)) for target in targets] for name, chosen in pools.items()}
+    return {name: [(target, _case(target, chosen, seed, n)) for target in targets] for name, chosen in pools.items()}
 
 
-def _case(target: Target, pool: CandidatePool, seed: int) -> Case:
+def _case(target: Target, pool: CandidatePool, seed: int, n: int) -> Case:
     with working_on(target.user_id):
         own = frozenset(item_sequence(target.before))
-        drawn = draw_candidates(target.user_id, target.item_id, own, pool, seed=seed)
+        drawn = draw_candidates(target.user_id, target.item_id, own, pool, seed=seed, n=n)
         return Case(target.user_id, target.item_id, tuple(candidate_order(drawn, target.user_id)), target.active)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -90,25 +93,30 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
     known = await backend.history.users(domain)
     items = tuple(await backend.catalog.all(domain))
     reader = _Reader(backend, domain, bounds, frozenset(item.item_id for item in items))
+    arrived = await reader.window()
     if champion is None:
-        histories = await reader.histories(sorted(known))
+        histories = await reader.histories(sorted(known), arrived)
     else:
-        active = await _window_users(backend, domain, bounds)
-        histories = await reader.histories(sorted(active))
-        for draw in inactive_draws(known, active, settings, seed, champion):
+        histories = await reader.histories(sorted(arrived), arrived)
+        # In a thread, as whatever looks at each of millions: the loop renews the lease meanwhile.
+        for draw in await asyncio.to_thread(inactive_draws, known, frozenset(arrived), settings, seed, champion):
             histories |= await reader.drawn(draw)
+
+    def ids_in_window() -> frozenset[str]:
+        return frozenset(e.event_id for events in histories.values() for e in events if bounds.holds(e))
+
     inputs = EvolutionInputs(
         domain=domain,
         items=items,
         histories=histories,
-        window_event_ids=frozenset(e.event_id for events in histories.values() for e in events if bounds.holds(e)),
+        window_event_ids=await asyncio.to_thread(ids_in_window),
         panel=frozenset(user for user in histories if in_panel(user, settings.panel_share)),
         seed=seed,
         # Users whom only the archive has will be known again.
         known=frozenset(known) if await backend.history.complete(domain) else None,
         popularity=await _popularity(backend, domain, reader.catalog),
     )
-    return Window.of(inputs, bounds.ranges())
+    return await asyncio.to_thread(Window.of, inputs, bounds.ranges())
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +153,6 @@ def _shuffled(users: Iterable[UserId], salt: str) -> list[UserId]:
     return sorted(users, key=rank)
 
 
-async def _window_users(backend: Backend, domain: DomainId, bounds: Bounds) -> frozenset[UserId]:
-    """Users with a positive event in the window."""
-    positive = backend.settings.positive_events
-    events = backend.log.read(domain, bounds.after, bounds.until)
-    return frozenset([event.user_id async for event in events if event.event_type in positive])
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """Reads what can be learned from: positive events on items the catalog still has, up to the window's end."""
@@ -161,14 +162,26 @@ class _Reader:
     bounds: Bounds
     catalog: frozenset[ItemId]
 
-    async def histories(self, users: Sequence[UserId]) -> dict[UserId, tuple[Interaction, ...]]:
-        """Of those users who have any."""
+    async def window(self) -> dict[UserId, list[Interaction]]:
+        """The positive events of the window, of the users who have one."""
+        positive = self.backend.settings.positive_events
+        found: defaultdict[UserId, list[Interaction]] = defaultdict(list)
+        async for event in self.backend.log.read(self.domain, self.bounds.after, self.bounds.until):
+            if event.event_type in positive:
+                found[event.user_id].append(event)
+        return dict(found)
+
+    async def histories(
+        self, users: Sequence[UserId], arrived: Mapping[UserId, Sequence[Interaction]] = MappingProxyType({})
+    ) -> dict[UserId, tuple[Interaction, ...]]:
+        """Of those users who have any, with what `arrived` in the window: views may have pushed it out of a history."""
         histories: dict[UserId, tuple[Interaction, ...]] = {}
         for start in range(0, len(users), _PAGE):
             page = users[start : start + _PAGE]
             for user, events in (await self.backend.history.get_many(self.domain, page)).items():
-                if kept := tuple(event for event in events if self._teaches(event)):
-                    histories[user] = kept
+                together = _joined(events, arrived.get(user, ()))
+                if kept := tuple(event for event in together if self._teaches(event)):
+                    histories[user] = kept[-self.backend.settings.max_history :]
         return histories
 
     async def drawn(self, draw: Draw) -> dict[UserId, tuple[Interaction, ...]]:
@@ -187,6 +200,15 @@ class _Reader:
     def _teaches(self, event: Interaction) -> bool:
         positive = event.event_type in self.backend.settings.positive_events
         return positive and event.item_id in self.catalog and self.bounds.started(event)
+
+
+def _joined(history: Sequence[Interaction], arrived: Sequence[Interaction]) -> Sequence[Interaction]:
+    """Each event once, in a history's order."""
+    there = {event.event_id for event in history}
+    missing = [event for event in arrived if event.event_id not in there]
+    if not missing:
+        return history
+    return sorted([*history, *missing], key=lambda event: (event.timestamp, order_of(event.stream_id)))
 
 
 async def _popularity(backend: Backend, domain: DomainId, catalog: frozenset[ItemId]) -> dict[ItemId, float]:

@@ -114,7 +114,9 @@ class Settings(BaseSettings):
         min_length=1,
         description="Event types that are learned from; others only make an item seen",
     )
-    max_history: PositiveInt = Field(500, description="Newest interactions kept per user")
+    max_history: PositiveInt = Field(
+        500, description="Newest interactions kept per user, of all types: many views push purchases out"
+    )
     event_id_ttl_s: PositiveInt = 7 * 24 * 3600
     max_clock_skew_s: PositiveInt = Field(24 * 3600, description="A timestamp further in the future is rejected")
     popularity_half_life_days: PositiveFloat = Field(

@@ -32,6 +32,11 @@ class ForgottenSet:
     def __hash__(self) -> int:
         return hash(frozenset(self._events.items()))
 
+    @property
+    def users(self) -> frozenset[UserId]:
+        """Of whom something is forgotten."""
+        return frozenset(self._events)
+
     def of(self, user_id: UserId) -> frozenset[str]:
         """Event ids forgotten of a user."""
         return self._events.get(user_id, frozenset())

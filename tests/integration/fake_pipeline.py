@@ -14,6 +14,7 @@ from pathlib import Path
 
 from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult, Progress, ShouldStop
 from shared.config import Settings
+from shared.forgotten import ForgottenSet
 from shared.manifest import Gate
 from shared.ranking import BlendWeights
 
@@ -28,6 +29,8 @@ class FakePipeline:
     trace: Path | None = None
     train_examples: int = 10
     gate_reasons: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ("U",)
+    forgotten: ForgottenSet = ForgottenSet()  # noqa: RUF009 - immutable
 
     def __call__(
         self,
@@ -41,8 +44,9 @@ class FakePipeline:
         for stage in STAGES:
             self._run(stage, progress, should_stop)
         learned = {user: len(events) for user, events in inputs.histories.items() if user not in inputs.panel}
-        for name in ("adapter_config.json", "adapter_model.safetensors", "retriever.safetensors", "forgotten.json"):
+        for name in ("adapter_config.json", "adapter_model.safetensors", "retriever.safetensors"):
             (out / name).write_text(json.dumps({"file": name, "learned": learned}))
+        self.forgotten.save(out)
         return PipelineResult(
             located_layers=(1, 4, 7),
             layer_votes=(0, 3, 0, 0, 2, 0, 0, 1, 0, 0),
@@ -55,7 +59,7 @@ class FakePipeline:
             lora_rank=settings.lora_rank,
             target_modules=("q_proj",),
             blend=BlendWeights(),
-            metrics={"after": {"U": {"n": 1.0, "hr@1": 0.5, "ndcg@3": float("nan")}}},
+            metrics={"after": {group: {"n": 1.0, "hr@1": 0.5, "ndcg@3": float("nan")} for group in self.groups}},
             gate=Gate(passed=not self.gate_reasons, reasons=self.gate_reasons),
             stage_seconds=dict.fromkeys(STAGES, self.stage_s),
             train_examples=self.train_examples,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from evolver import lease
+from evolver import lease, publish
 from evolver.attempt import MAX_POISON_USERS
 from evolver.backend import Backend
 from evolver.inputs import (
@@ -28,6 +28,8 @@ from evolver.inputs import (
 from evolver.trigger import tick
 from shared.config import Settings
 from shared.evolutions import EvolutionStatus
+from shared.forgotten import ForgottenSet
+from shared.manifest import Manifest
 from shared.types import AdapterName, EvolutionId, UserId
 from tests.integration.evolver_support import DOMAIN, USERS, base_model_stub, fill, nothing_published, run
 from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
@@ -52,7 +54,7 @@ async def test_bootstrap_then_evolution(backend: Backend) -> None:
         == (await backend.registry.manifest(DOMAIN, AdapterName("shop-v000001"))).range_end[0]
     )
     assert set(manifest.checksums) == {
-        "adapter_config.json", "adapter_model.safetensors", "forgotten.json", "retriever.safetensors",
+        "adapter_config.json", "adapter_model.safetensors", "forgotten.json.gz", "retriever.safetensors",
     }  # fmt: skip
     assert {"window", *STAGES} <= set(manifest.stage_seconds)
     assert await backend.registry.considered(DOMAIN) == await backend.log.tail(DOMAIN)
@@ -218,6 +220,90 @@ async def test_a_user_erased_meanwhile_and_back_is_not_learned_from_as_they_were
 
     (version,) = await backend.registry.versions(DOMAIN)
     assert (evolution.adapter, version.range_end) == (version.name, await backend.log.tail(DOMAIN))
+
+
+class ForgettingUnread:
+    """Of two users whose histories it was not given, as the parent's set may name them, something is forgotten; and
+    something happens meanwhile to the first of them.
+    """
+
+    def __init__(self, meddle: Callable[[UserId], object] = lambda _: None) -> None:
+        self.meddle = meddle
+        self.unread: list[UserId] = []
+
+    def __call__(
+        self,
+        inputs: EvolutionInputs,
+        parent: ParentVersion | None,
+        out: Path,
+        settings: Settings,
+        progress: Progress,
+        should_stop: ShouldStop,
+    ) -> PipelineResult:
+        assert inputs.known is not None
+        self.unread = sorted(inputs.known - inputs.histories.keys())[:2]
+        self.meddle(self.unread[0])
+        events = {user: frozenset([f"event of {user}"]) for user in self.unread}
+        fast = FakePipeline(forgotten=ForgottenSet(events))
+        return fast(inputs, parent, out, settings, progress, should_stop)
+
+
+def forgotten_users(backend: Backend, name: str | None) -> set[UserId]:
+    return set(ForgottenSet.load(backend.artifacts.fetch(DOMAIN, AdapterName(str(name)))).users)
+
+
+async def test_a_user_erased_meanwhile_is_not_named_though_nobody_had_read_them(redis: Redis, backend: Backend) -> None:
+    backend = Backend.over(redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    await fill(backend)
+    await run(backend)
+    await fill(backend, USERS[:2], start=9_000.0)
+    loop = asyncio.get_running_loop()
+
+    def erase(user: UserId) -> None:
+        asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, user), loop).result()
+
+    pipeline = ForgettingUnread(erase)
+    evolution = await run(backend, pipeline)
+    assert forgotten_users(backend, evolution.adapter) == {pipeline.unread[1]}
+
+
+async def test_a_user_erased_while_a_version_is_stored_makes_the_run_start_over(
+    redis: Redis, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Backend.over(redis, backend.settings.model_copy(update={"max_evaluated_users": 1}))
+    await fill(backend)
+    await run(backend)
+    await fill(backend, USERS[:2], start=9_000.0)
+    pipeline, store, stored = ForgettingUnread(), publish.store, list[Manifest]()
+
+    async def store_and_erase(opened: Backend, manifest: Manifest, folder: Path) -> Manifest:
+        stored.append(await store(opened, manifest, folder))
+        if len(stored) == 1:
+            await backend.eraser.erase(DOMAIN, pipeline.unread[0])
+        return stored[-1]
+
+    monkeypatch.setattr(publish, "store", store_and_erase)
+    evolution = await run(backend, pipeline)
+    assert evolution.adapter == stored[1].name
+    assert stored[0].name not in backend.artifacts.names(DOMAIN)
+    assert forgotten_users(backend, evolution.adapter) == set(pipeline.unread)
+
+
+async def test_no_dead_letter_names_a_user_who_was_erased_meanwhile(backend: Backend) -> None:
+    await fill(backend)
+    loop = asyncio.get_running_loop()
+
+    erased = list[UserId]()
+
+    def erase_and_choke() -> None:
+        if not erased:
+            erased.append(USERS[3])
+            asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, USERS[3]), loop).result()
+            raise PoisonUser(USERS[3], "x")
+
+    evolution = await run(backend, Meddling(erase_and_choke))
+    assert evolution.status is EvolutionStatus.published
+    assert await backend.dead_letters.newest(DOMAIN, 10) == []
 
 
 async def test_a_run_whose_users_are_erased_each_time_is_given_up(backend: Backend) -> None:

@@ -18,6 +18,7 @@ from evolver.figures import Figures
 from shared.config import Settings
 from shared.dead_letters import DeadLetter
 from tests.integration.evolver_support import DOMAIN, USERS, fill, run
+from tests.integration.fake_pipeline import FakePipeline
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -63,3 +64,21 @@ async def test_it_tells_of_runs_and_of_the_champion(backend: Backend, servers: S
 def test_without_a_port_it_listens_nowhere(settings: Settings, servers: Servers) -> None:
     Figures().serve(settings)
     assert servers == []
+
+
+async def test_nothing_of_an_earlier_champion_is_told_of_the_next(backend: Backend) -> None:
+    asked = dataclasses.replace(backend, settings=backend.settings.model_copy(update={"worker_metrics_port": 0}))
+    told = Figures()
+
+    def hit_rate(group: str) -> float | None:
+        labels = {"domain": DOMAIN, "moment": "after", "group": group}
+        return told.registry.get_sample_value("evorec_champion_panel_hit_rate", labels)
+
+    await fill(backend)
+    await run(backend, FakePipeline(groups=("U", "U_I")))
+    await told.read(asked)
+    assert (hit_rate("U"), hit_rate("U_I")) == (0.5, 0.5)
+    await fill(backend, USERS[:2], start=9_000.0)
+    await run(backend)
+    await told.read(asked)
+    assert (hit_rate("U"), hit_rate("U_I")) == (0.5, None)

@@ -23,7 +23,15 @@ from evolver.evaluate import (
     rank_of,
     summarise,
 )
-from evolver.scoring import Scored, Version, ranks, retrieved_cases, score_cases
+from evolver.scoring import (
+    Scored,
+    Version,
+    judged_candidates,
+    make_cases,
+    ranks,
+    retrieved_cases,
+    score_cases,
+)
 from evolver.splits import Target
 from shared.config import Settings
 from shared.errors import EvorecError
@@ -32,6 +40,7 @@ from shared.prompt import Prompt, PromptBuilder
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Item, ItemId, UserId
+from tests.conftest import make_settings
 from tests.factories import interaction
 
 POOL = [ItemId(f"i{n}") for n in range(60)]
@@ -145,3 +154,12 @@ def test_the_llm_is_asked_only_where_its_answer_can_matter(monkeypatch: pytest.M
     assert np.isnan(not_found.llm).all()
     assert len(not_found.llm) == 2
     assert not_found.tokens == 0
+
+
+@pytest.mark.parametrize(("rank_candidates", "n"), [(5, 5), (20, 20), (50, 20)])
+def test_versions_are_judged_by_prompts_that_they_are_trained_for(rank_candidates: int, n: int) -> None:
+    """An LLM that never had more candidates has not learned the other labels."""
+    judged = judged_candidates(make_settings(rank_candidates=rank_candidates))
+    target = Target(UserId("u"), POOL[0], (), active=True)
+    cases = make_cases([target], dict.fromkeys(POOL, 1.0), seed=0, n=judged)
+    assert [len(case.candidates) for chosen in cases.values() for _, case in chosen] == [n, n]

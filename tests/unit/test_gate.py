@@ -49,3 +49,9 @@ def test_a_loss_that_may_be_chance_passes(worse: int, passed: bool) -> None:
 def test_without_change_or_without_a_panel_it_passes() -> None:
     assert gate(PANEL, _report({}), _report({}), seed=0).passed
     assert gate([], _report({}), _report({}), seed=0).passed
+
+
+def test_a_handful_of_users_is_too_few_to_tell() -> None:
+    """Resampled, one user who fell from first to second gives an "interval" of one number."""
+    few = [target for target in PANEL if target.user_id in {"u0", "u20"}]
+    assert gate(few, _report({}), _report({("", "U_A"): [4] * 20}), seed=0).passed
