@@ -73,12 +73,16 @@ class Retriever(nn.Module):
         return (cast("SASRec", member) for member in self.members)
 
     def with_items(self, item_ids: Sequence[ItemId]) -> Retriever:
-        """A copy that also has (zero) embeddings for the ids it does not know yet."""
-        new = [item_id for item_id in item_ids if item_id not in self.rows]
-        grown = Retriever([*self.rows, *new], self.config)
-        for member, known in zip(grown._members(), self._members(), strict=True):
-            member.take(known)
-        return grown
+        """A copy that has embeddings of these ids alone, zero where it did not know them: a catalog that changes would
+        leave more rows behind with every version.
+        """
+        wanted = frozenset(item_ids)
+        kept = {item_id: row for item_id, row in self.rows.items() if item_id in wanted}
+        new = [item_id for item_id in item_ids if item_id not in kept]
+        copy = Retriever([*kept, *new], self.config)
+        for member, known in zip(copy._members(), self._members(), strict=True):
+            member.take(known, [*kept.values()])
+        return copy
 
     def part(self, start: int, end: int) -> Retriever:
         """The members from `start` to before `end` (not copied), as a retriever of its own."""

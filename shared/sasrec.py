@@ -6,6 +6,7 @@ be retrieved through its title.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +70,8 @@ class SASRec(nn.Module):
         states: Tensor = self.norm(self.blocks(hidden, mask=causal))
         return states
 
-    def take(self, other: SASRec) -> None:
-        """Take the weights of one that knows the first of these items; the further ones have (zero) embeddings."""
-        known, table = other.ids.weight[:-1], torch.zeros_like(self.ids.weight)
-        table[: len(known)] = known
+    def take(self, other: SASRec, rows: Sequence[int]) -> None:
+        """Take the weights of another, whose items in `rows` come first; the further ones have (zero) embeddings."""
+        table = torch.zeros_like(self.ids.weight)
+        table[: len(rows)] = other.ids.weight[list(rows)]
         self.load_state_dict({**other.state_dict(), "ids.weight": table})

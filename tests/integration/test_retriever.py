@@ -232,6 +232,15 @@ def test_growing_by_new_items_changes_no_score(trained: Retriever) -> None:
     assert RetrieverIndex(grown, ITEMS).scores(history, ids) == RetrieverIndex(trained, ITEMS).scores(history, ids)
 
 
+def test_items_that_left_the_catalog_leave_the_retriever(trained: Retriever) -> None:
+    """Others keep what was learned of them, whatever their row was."""
+    left = [item for item in ITEMS if item is not ITEMS[0]]
+    smaller = trained.with_items([ItemId("new"), *(item.item_id for item in left)])
+    assert set(smaller.rows) == {ItemId("new"), *(item.item_id for item in left)}
+    history, ids = [TEAS[1].item_id, TEAS[2].item_id], [item.item_id for item in left]
+    assert RetrieverIndex(smaller, left).scores(history, ids) == RetrieverIndex(trained, left).scores(history, ids)
+
+
 def test_fine_tuning_learns_the_windows_positions_alone(trained: Retriever) -> None:
     """The window says: after a tea comes tent-7. Without a target nothing changes."""
     sequences = {UserId(f"w{n}"): (TEAS[n % 8].item_id, TENTS[7].item_id) for n in range(24)}
