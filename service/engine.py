@@ -133,9 +133,10 @@ async def _log_lora_kernels(llm: Any, settings: Settings) -> None:
     Only a report: an engine whose workers cannot tell serves all the same.
     """
     try:
-        workers = await _while_alive(
-            llm.collective_rpc("lora_kernels", timeout=REPORT_S), alive=lambda: not llm.errored
-        )
+        async with asyncio.timeout(2 * REPORT_S):  # an engine that hangs already is found by its first check
+            workers = await _while_alive(
+                llm.collective_rpc("lora_kernels", timeout=REPORT_S), alive=lambda: not llm.errored
+            )
     except Exception as error:
         log.warning("lora_kernels_unknown", error=repr(error))
         return

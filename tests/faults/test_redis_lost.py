@@ -128,7 +128,9 @@ async def test_the_service_goes_on_once_the_domain_is_rebuilt(doom: Doom, tmp_pa
         await upkeep(backend, SHOP)
 
         redis.lose()
-        assert (await service.http.post("/interactions", json={"interactions": events[:1]})).status_code == 404
+        refused = await service.http.post("/interactions", json={"interactions": events[:1]})
+        assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
+        assert "evorec registry rebuild" in refused.json()["detail"]
         assert (await redis.command("registry", "rebuild"))["rebuilt"][SHOP]["aliases"] == {"champion": name}
         await service.served_by(name)
         sent = [{**event, "timestamp": 1.75e9} for event in events[:9]]
