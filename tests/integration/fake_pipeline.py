@@ -79,10 +79,10 @@ class FakePipeline:
 
 
 @dataclass(frozen=True)
-class Meddling:
-    """The fast pipeline, and something that happens to the world while it runs."""
+class Looking:
+    """The fast pipeline that is chosen by what an evolution is given. Choosing may raise, or meddle with the world."""
 
-    meddle: Callable[[], object]
+    choose: Callable[[EvolutionInputs], FakePipeline]
 
     def __call__(
         self,
@@ -93,5 +93,14 @@ class Meddling:
         progress: Progress,
         should_stop: ShouldStop,
     ) -> PipelineResult:
-        self.meddle()
-        return FakePipeline()(inputs, parent, out, settings, progress, should_stop)
+        return self.choose(inputs)(inputs, parent, out, settings, progress, should_stop)
+
+
+def meddling(meddle: Callable[[], object]) -> Looking:
+    """The fast pipeline, and something that happens to the world while it runs."""
+
+    def choose(_: EvolutionInputs) -> FakePipeline:
+        meddle()
+        return FakePipeline()
+
+    return Looking(choose)

@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,16 @@ from evolver.backend import Backend
 from evolver.inputs import (
     Cancelled,
     EvolutionInputs,
-    ParentVersion,
-    PipelineResult,
     PoisonUser,
-    Progress,
-    ShouldStop,
     working_on,
 )
 from evolver.trigger import tick
-from shared.config import Settings
 from shared.evolutions import EvolutionStatus
 from shared.forgotten import ForgottenSet
 from shared.manifest import Manifest
 from shared.types import AdapterName, EvolutionId, UserId
 from tests.integration.evolver_support import DOMAIN, USERS, base_model_stub, fill, nothing_published, run
-from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
+from tests.integration.fake_pipeline import STAGES, FakePipeline, Looking, meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -173,7 +167,7 @@ async def test_a_failure_in_the_pipeline_is_recorded_and_leaves_nothing(backend:
         raise MemoryError("cannot allocate 12 GiB")
 
     await fill(backend)
-    evolution = await run(backend, Meddling(out_of_memory))
+    evolution = await run(backend, meddling(out_of_memory))
 
     assert evolution.status is EvolutionStatus.failed
     assert evolution.error == "window: MemoryError: cannot allocate 12 GiB"
@@ -192,7 +186,7 @@ async def test_a_user_erased_meanwhile_is_not_learned_from(redis: Redis, backend
         if gone:
             asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, gone.pop()), loop).result()
 
-    evolution = await run(backend, Meddling(erase))
+    evolution = await run(backend, meddling(erase))
 
     assert evolution.status is EvolutionStatus.published
     assert backend.artifacts.names(DOMAIN) == [evolution.adapter]
@@ -216,36 +210,24 @@ async def test_a_user_erased_meanwhile_and_back_is_not_learned_from_as_they_were
             meddled.append(USERS[3])
             asyncio.run_coroutine_threadsafe(erase_and_return(), loop).result()
 
-    evolution = await run(backend, Meddling(meddle))
+    evolution = await run(backend, meddling(meddle))
 
     (version,) = await backend.registry.versions(DOMAIN)
     assert (evolution.adapter, version.range_end) == (version.name, await backend.log.tail(DOMAIN))
 
 
-class ForgettingUnread:
-    """Of two users whose histories it was not given, as the parent's set may name them, something is forgotten; and
-    something happens meanwhile to the first of them.
+def forgetting_unread(unread: list[UserId], meddle: Callable[[UserId], object] = lambda _: None) -> Looking:
+    """Of two users whose histories it was not given, as the parent's set may name them, something is forgotten: of
+    those in `unread`. Something happens meanwhile to the first of them.
     """
 
-    def __init__(self, meddle: Callable[[UserId], object] = lambda _: None) -> None:
-        self.meddle = meddle
-        self.unread: list[UserId] = []
-
-    def __call__(
-        self,
-        inputs: EvolutionInputs,
-        parent: ParentVersion | None,
-        out: Path,
-        settings: Settings,
-        progress: Progress,
-        should_stop: ShouldStop,
-    ) -> PipelineResult:
+    def choose(inputs: EvolutionInputs) -> FakePipeline:
         assert inputs.known is not None
-        self.unread = sorted(inputs.known - inputs.histories.keys())[:2]
-        self.meddle(self.unread[0])
-        events = {user: frozenset([f"event of {user}"]) for user in self.unread}
-        fast = FakePipeline(forgotten=ForgottenSet(events))
-        return fast(inputs, parent, out, settings, progress, should_stop)
+        unread[:] = sorted(inputs.known - inputs.histories.keys())[:2]
+        meddle(unread[0])
+        return FakePipeline(forgotten=ForgottenSet({user: frozenset([f"event of {user}"]) for user in unread}))
+
+    return Looking(choose)
 
 
 def forgotten_users(backend: Backend, name: str | None) -> set[UserId]:
@@ -262,9 +244,9 @@ async def test_a_user_erased_meanwhile_is_not_named_though_nobody_had_read_them(
     def erase(user: UserId) -> None:
         asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, user), loop).result()
 
-    pipeline = ForgettingUnread(erase)
-    evolution = await run(backend, pipeline)
-    assert forgotten_users(backend, evolution.adapter) == {pipeline.unread[1]}
+    unread = list[UserId]()
+    evolution = await run(backend, forgetting_unread(unread, erase))
+    assert forgotten_users(backend, evolution.adapter) == {unread[1]}
 
 
 async def test_a_user_erased_while_a_version_is_stored_makes_the_run_start_over(
@@ -274,26 +256,24 @@ async def test_a_user_erased_while_a_version_is_stored_makes_the_run_start_over(
     await fill(backend)
     await run(backend)
     await fill(backend, USERS[:2], start=9_000.0)
-    pipeline, store, stored = ForgettingUnread(), publish.store, list[Manifest]()
+    unread, store, stored = list[UserId](), publish.store, list[Manifest]()
 
     async def store_and_erase(opened: Backend, manifest: Manifest, folder: Path) -> Manifest:
         stored.append(await store(opened, manifest, folder))
         if len(stored) == 1:
-            await backend.eraser.erase(DOMAIN, pipeline.unread[0])
+            await backend.eraser.erase(DOMAIN, unread[0])
         return stored[-1]
 
     monkeypatch.setattr(publish, "store", store_and_erase)
-    evolution = await run(backend, pipeline)
+    evolution = await run(backend, forgetting_unread(unread))
     assert evolution.adapter == stored[1].name
     assert stored[0].name not in backend.artifacts.names(DOMAIN)
-    assert forgotten_users(backend, evolution.adapter) == set(pipeline.unread)
+    assert forgotten_users(backend, evolution.adapter) == set(unread)
 
 
 async def test_no_dead_letter_names_a_user_who_was_erased_meanwhile(backend: Backend) -> None:
     await fill(backend)
-    loop = asyncio.get_running_loop()
-
-    erased = list[UserId]()
+    loop, erased = asyncio.get_running_loop(), list[UserId]()
 
     def erase_and_choke() -> None:
         if not erased:
@@ -301,7 +281,7 @@ async def test_no_dead_letter_names_a_user_who_was_erased_meanwhile(backend: Bac
             asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, USERS[3]), loop).result()
             raise PoisonUser(USERS[3], "x")
 
-    evolution = await run(backend, Meddling(erase_and_choke))
+    evolution = await run(backend, meddling(erase_and_choke))
     assert evolution.status is EvolutionStatus.published
     assert await backend.dead_letters.newest(DOMAIN, 10) == []
 
@@ -313,7 +293,7 @@ async def test_a_run_whose_users_are_erased_each_time_is_given_up(backend: Backe
     def erase() -> None:
         asyncio.run_coroutine_threadsafe(backend.eraser.erase(DOMAIN, next(users)), loop).result()
 
-    evolution = await run(backend, Meddling(erase))
+    evolution = await run(backend, meddling(erase))
 
     assert evolution.status is EvolutionStatus.failed
     assert "erased meanwhile" in (evolution.error or "")
@@ -323,7 +303,7 @@ async def test_a_run_whose_users_are_erased_each_time_is_given_up(backend: Backe
 async def test_a_user_whose_data_make_a_step_fail_is_left_out(backend: Backend) -> None:
     await fill(backend)
     poison = {USERS[3], USERS[11]}
-    evolution = await run(backend, Choking(poison))
+    evolution = await run(backend, choking(poison))
 
     assert evolution.status is EvolutionStatus.published
     manifest = (await backend.registry.versions(DOMAIN))[0]
@@ -338,7 +318,7 @@ async def test_a_user_whose_data_make_a_step_fail_is_left_out(backend: Backend) 
 
 async def test_too_many_such_users_fail_the_run(backend: Backend) -> None:
     await fill(backend)
-    evolution = await run(backend, Choking(set(USERS)))
+    evolution = await run(backend, choking(set(USERS)))
 
     assert evolution.status is EvolutionStatus.failed
     assert f"gave up after leaving out {MAX_POISON_USERS} users" in (evolution.error or "")
@@ -360,25 +340,16 @@ def test_what_is_no_users_fault_is_not_laid_at_their_door() -> None:
         raise KeyError("x")
 
 
-@dataclass(frozen=True)
-class Choking:
+def choking(on: Set[UserId]) -> Looking:
     """The fast pipeline, which chokes on some users."""
 
-    on: Set[UserId]
-
-    def __call__(
-        self,
-        inputs: EvolutionInputs,
-        parent: ParentVersion | None,
-        out: Path,
-        settings: Settings,
-        progress: Progress,
-        should_stop: ShouldStop,
-    ) -> PipelineResult:
+    def choose(inputs: EvolutionInputs) -> FakePipeline:
         for user in inputs.histories:
             with working_on(user):
-                assert 1 / (user not in self.on)
-        return FakePipeline()(inputs, parent, out, settings, progress, should_stop)
+                assert 1 / (user not in on)
+        return FakePipeline()
+
+    return Looking(choose)
 
 
 async def test_what_waits_too_long_starts_an_evolution_however_little_it_is(backend: Backend) -> None:

@@ -30,7 +30,7 @@ from tests.integration.evolver_support import (
     run,
     until,
 )
-from tests.integration.fake_pipeline import STAGES, FakePipeline, Meddling
+from tests.integration.fake_pipeline import STAGES, FakePipeline, meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -67,7 +67,7 @@ async def test_a_run_cancelled_while_queued_never_trains(backend: Backend) -> No
     def must_not_run() -> None:
         raise AssertionError("the pipeline ran")
 
-    assert (await deliver(backend, evolution, Meddling(must_not_run))).status is EvolutionStatus.cancelled
+    assert (await deliver(backend, evolution, meddling(must_not_run))).status is EvolutionStatus.cancelled
 
 
 async def test_a_run_cancelled_as_it_is_about_to_publish_publishes_nothing(backend: Backend) -> None:
@@ -79,7 +79,7 @@ async def test_a_run_cancelled_as_it_is_about_to_publish_publishes_nothing(backe
     def cancel() -> None:
         asyncio.run_coroutine_threadsafe(backend.evolutions.request_cancel(evolution.id), loop).result()
 
-    assert (await deliver(backend, evolution, Meddling(cancel))).status is EvolutionStatus.cancelled
+    assert (await deliver(backend, evolution, meddling(cancel))).status is EvolutionStatus.cancelled
     assert await nothing_published(backend)
 
 
@@ -134,7 +134,7 @@ async def test_a_run_that_lost_its_lease_publishes_nothing_and_writes_nothing(ba
     def meddle() -> None:
         asyncio.run_coroutine_threadsafe(take_over(), loop).result()
 
-    late = await deliver(backend, evolution, Meddling(meddle))
+    late = await deliver(backend, evolution, meddling(meddle))
 
     assert not late.status.final
     assert await nothing_published(backend)
@@ -169,7 +169,7 @@ async def test_a_champion_that_moved_meanwhile_fails_the_run_and_leaves_no_artif
     def roll_back() -> None:
         asyncio.run_coroutine_threadsafe(backend.registry.rollback(DOMAIN), loop).result()
 
-    evolution = await run(backend, Meddling(roll_back))
+    evolution = await run(backend, meddling(roll_back))
 
     assert evolution.status is EvolutionStatus.failed
     assert "points at shop-v000001" in (evolution.error or "")
@@ -187,7 +187,7 @@ async def test_an_artifact_that_was_stored_but_not_published_is_published_as_it_
     def must_not_run() -> None:
         raise AssertionError("the pipeline ran again")
 
-    again = await deliver(backend, evolution, Meddling(must_not_run))
+    again = await deliver(backend, evolution, meddling(must_not_run))
 
     assert (again.status, again.adapter) == (EvolutionStatus.published, "shop-v000001")
     assert backend.artifacts.names(DOMAIN) == ["shop-v000001"]
@@ -250,7 +250,7 @@ async def test_a_sleeper_writes_neither_the_record_nor_the_files_of_its_successo
         asyncio.run_coroutine_threadsafe(take_over(), loop).result()
         raise ValueError("what woke it up broke it")
 
-    await deliver(backend, evolution, Meddling(fall_asleep))
+    await deliver(backend, evolution, meddling(fall_asleep))
 
     assert not successor[0].done()
     done = await successor[0]

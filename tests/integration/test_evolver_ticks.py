@@ -16,7 +16,7 @@ from shared.evolutions import EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.types import DomainId, EvolutionId
 from tests.integration.evolver_support import DOMAIN, ITEMS, deliver, fill
-from tests.integration.fake_pipeline import Meddling
+from tests.integration.fake_pipeline import meddling
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -68,7 +68,7 @@ async def test_an_evolution_whose_worker_died_as_soon_as_it_had_the_message_gets
     await fill(backend)
     (evolution_id,) = await trigger.tick(backend, send)
     with pytest.raises(Gone):
-        await deliver(backend, await backend.evolutions.get(evolution_id), Meddling(die))
+        await deliver(backend, await backend.evolutions.get(evolution_id), meddling(die))
     assert await trigger.tick(backend, send) == [evolution_id]
 
 
