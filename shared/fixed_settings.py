@@ -32,10 +32,10 @@ async def keep_fixed_settings(redis: Redis, settings: Settings) -> None:
 async def require_fixed_settings(redis: Redis, settings: Settings) -> None:
     """Raises `Conflict` where the data of this Redis were written by other settings; writes nothing."""
     ours = _values(settings)
-    theirs = {name: maybe_text(await redis.hget(FIXED_SETTINGS, name)) for name in FIXED}
+    theirs = await redis.hmget(FIXED_SETTINGS, [*ours])
     differ = [
         f"EVOREC_{name.upper()} is {ours[name]} here and was {value} when they were written: {FIXED[name]}"
-        for name, value in theirs.items()
+        for name, value in zip(ours, map(maybe_text, theirs), strict=True)
         if value not in (None, ours[name])
     ]
     if differ:
