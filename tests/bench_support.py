@@ -91,7 +91,8 @@ def bench_results(
 
     def figures(name: str, number: int, share: float) -> dict[str, dict[str, float]]:
         metrics = ("hr@1", "hr@3", "ndcg@3", "hr@10", "ndcg@10")
-        return {group: {"n": 10, **dict.fromkeys(metrics, share * value(name, number, group))} for group in GROUPS}
+        counts = zip(GROUPS, (ASKED, ASKED, 2 * ASKED), strict=True)
+        return {group: {"n": n, **dict.fromkeys(metrics, share * value(name, number, group))} for group, n in counts}
 
     def version(name: str, number: int) -> dict[str, Any]:
         rankers = {"blend": figures(name, number, 1.0), **{r: figures(name, number, 0.5) for r in ("llm", "retriever")}}

@@ -67,9 +67,13 @@ def bench(
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
     source = Source(items, interactions, name or usual_name(interactions), Settings())
+    if base is not None and base_scale is not None:
+        raise InvalidInput("--base names a base, --base-scale says how long one is made: give one of them")
+    _require_plain(source.name)
     plan = Plan(source, chosen, base, size, out, processes, shared=shared)
     write_report = _report_writer()
     numbers = range(first_seed, first_seed + seeds)
+    plan.refuse_other_arguments(numbers)
     if processes > 1:
         _at_once(plan, numbers)
     files = [_seed(plan, seed) for seed in numbers]
@@ -80,6 +84,12 @@ def bench(
         result_console().print(
             f"Report in {report}, figures in {', '.join(map(str, files))}", markup=False, soft_wrap=True
         )
+
+
+def _require_plain(name: str) -> None:
+    """Refuse a name that no file of a plot and no cell of a table can have, before hours of work."""
+    if not name.strip() or not name.isprintable() or {*name} & {*"/\\|"}:
+        raise InvalidInput(f"The dataset cannot be called {name!r} in a report: give --name without / \\ | in it.")
 
 
 def _report_writer() -> Callable[[list[Path], Path], Path]:

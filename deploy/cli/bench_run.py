@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.files import has_stand_in_title, read_interactions, read_items
 from deploy.output import show_bad_lines
+from shared.base_model import base_model_info
 from shared.config import SHIPPED_BASE_MODEL, Settings
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, NotFound
 from shared.types import Item
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Source:
         timeline = make_timeline(catalog.rows, events.rows, self.settings, seed=seed)
         return timeline, {
             "name": self.name,
-            "items": len(catalog.rows),
+            "items": len(timeline.items),
             "items_without_title": untitled,
             "users": len({event.user_id for event in timeline.events}),
             "interactions": len(timeline.events),
@@ -150,6 +151,23 @@ class Plan:
             on_step=on_step,
         )
         return str(folder), config
+
+    def refuse_other_arguments(self, seeds: Sequence[int]) -> None:
+        """Raises `Conflict` where a seed's folder is of a run with other arguments, and what is wrong with a base that
+        was named: both are known before one is made.
+        """
+        from evolver.bench.runner import ARGUMENTS
+
+        if self.base is not None:
+            try:
+                base_model_info(self.base)
+            except NotFound as error:
+                raise NotFound(f"{error}".replace("EVOREC_BASE_MODEL=", "--base ")) from error
+        begun = [seed for seed in seeds if (self.folder(seed) / ARGUMENTS).is_file()]
+        for seed in begun:
+            timeline, _ = self.source.timeline(seed)
+            run = self.seed_run(seed, timeline, self.base or str(SHIPPED_BASE_MODEL))
+            run.refuse_other_arguments(but="base")
 
     def folder(self, seed: int) -> Path:
         return self.out / f"seed-{seed}"
@@ -227,7 +245,7 @@ class Plan:
 
 def usual_name(interactions: Path) -> str:
     """What a dataset is called unless a name is given: its folder's."""
-    return interactions.absolute().parent.name
+    return interactions.absolute().parent.name or "data"
 
 
 def _short(path: Path) -> str:

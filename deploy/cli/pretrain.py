@@ -84,7 +84,7 @@ def _train(corpora: list[Corpus], out: Path, config: PretrainConfig) -> dict[str
 
 def corpus_of_files(items: Path, interactions: Path, until: str | None, seed: int) -> Corpus:
     """What a base may learn from. Raises `InvalidInput` where nobody has two interactions."""
-    from evolver.bench.timeline import PANEL_SHARE
+    from evolver.bench.timeline import PANEL_SHARE, learnable
     from evolver.pretrain.corpus import corpus_of
 
     catalog = read_items(items)
@@ -94,10 +94,19 @@ def corpus_of_files(items: Path, interactions: Path, until: str | None, seed: in
     # The panels, the service's and the benchmark's, judge every version later on; their users teach nothing, not even
     # the base. Items that nobody knew by then would leak the future: through the vocabulary, and as candidates that
     # never come true.
-    share = max(Settings().panel_share, PANEL_SHARE)
-    known = {event.item_id for event in events.rows}
-    past = tuple(item for item in catalog.rows if item.item_id in known)
-    corpus = corpus_of(past, (event for event in events.rows if not in_panel(event.user_id, share)))
+    settings = Settings()
+    share = max(settings.panel_share, PANEL_SHARE)
+    items_by_id = {item.item_id: item for item in catalog.rows}
+    positive = learnable(events.rows, items_by_id, settings)
+    if left_out := len(events.rows) - len(positive):
+        note_console().print(
+            f"{left_out:,} interactions are left out: of items that the catalog lacks, of other event types than "
+            f"EVOREC_POSITIVE_EVENTS ({', '.join(sorted(settings.positive_events))}), or twice the same",
+            markup=False,
+        )
+    known = {event.item_id for event in positive}
+    past = tuple(item for item in items_by_id.values() if item.item_id in known)
+    corpus = corpus_of(past, (event for event in positive if not in_panel(event.user_id, share)))
     if not any(len(sequence) > 1 for sequence in corpus.sequences.values()):
         raise InvalidInput(
             f"{interactions} has no user with two interactions with items of {items} before {until or 'its end'}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from evolver.bench.reading import Results, has_seconds, hours, strategies_of
+from evolver.bench.reading import Results, has_seconds, hours, n_asked, span, strategies_of
 from evolver.bench.rules import RULES
 from evolver.bench.runner import SETTINGS_THAT_COUNT
 from evolver.bench.tables import markdown
@@ -29,6 +29,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
+        f"- Users asked in a round: {_asked(seeds)}.",
         f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}. {_clock(seeds)}",
         *_unusual(arguments),
@@ -42,6 +43,13 @@ def about(seeds: Sequence[Results]) -> list[str]:
     lines += markdown(["strategy", "what it does"], named, align="---")
     lines += _left_out(seeds)
     return [*lines, *markdown(["rule", "ranks a candidate by"], rules, align="---")]
+
+
+def _asked(seeds: Sequence[Results]) -> str:
+    return "; ".join(
+        f"`{kind}` {', '.join(f'{span(counts)} of {group}' for group, counts in groups.items())}"
+        for kind, groups in n_asked(seeds).items()
+    )
 
 
 def _command(seeds: Sequence[Results]) -> str:

@@ -51,9 +51,10 @@ def require_cases(number: int, counts: dict[str, int]) -> None:
     """Refuse a round in which nobody can be evaluated, or learned from."""
     missing = [what for what, count in counts.items() if not count]
     if missing:
+        shorter = f", or --rounds {number - 1}" if number > 1 else ""
         raise InvalidInput(
             f"Round {number} has no {' and no '.join(missing)}. Users who come back are what the benchmark looks at: "
-            "give interactions of more users, or over a longer time."
+            f"give interactions of more users, or over a longer time{shorter}."
         )
 
 

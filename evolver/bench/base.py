@@ -24,13 +24,10 @@ from shared.base_model import base_model_folder, base_model_hash, base_model_inf
 from shared.config import SHIPPED_BASE_MODEL
 from shared.errors import InvalidInput
 
-MAX_WARMUP_SHARE = 0.2
-
 
 def recipe(scale: float) -> PretrainConfig:
-    """The shipped base's blocks as the starting point, and a share of its steps; a short run warms up for less."""
-    config = scaled(PretrainConfig(start_from=str(SHIPPED_BASE_MODEL)), scale)
-    return replace(config, warmup=min(config.warmup, max(1, int(MAX_WARMUP_SHARE * config.total_steps))))
+    """The shipped base's blocks as the starting point, and a share of its steps."""
+    return scaled(PretrainConfig(start_from=str(SHIPPED_BASE_MODEL)), scale)
 
 
 def ensure_base(

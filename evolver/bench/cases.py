@@ -3,8 +3,9 @@
 `memory`, the form in which the paper's claim can be tested: a panel user's last interaction by the window's end, with
 an item not had before (ADR 0031), the history all before it. For inactive users that is an old interaction: this is
 where forgetting shows.
-`next`, what a shop earns from: the first interaction after the window, of every user with a history by then, where its
-item is known by then; the history is everything by the window's end.
+`next`, what a shop earns from: the first interaction after the window with an item not had before (no other is ever
+recommended), of every user with a history by then, where its item is known by then; the history is everything by the
+window's end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from evolver.bench.bad_input import require_cases
 from evolver.bench.timeline import Window
 from evolver.evaluate import Case
 from evolver.inputs import EvolutionInputs
-from evolver.scoring import UNIFORM, WEIGHTED, make_cases
+from evolver.scoring import UNIFORM, WEIGHTED, judged_candidates, make_cases
 from evolver.splits import Split, Target, decayed_popularity, split
 from shared.config import Settings
 from shared.types import Interaction, ItemId, UserId
@@ -67,22 +68,30 @@ def split_of(inputs: EvolutionInputs, settings: Settings) -> Split:
     return split(inputs, max_panel=len(inputs.histories), max_validation=settings.max_validation_users)
 
 
-def make_round(window: Window, settings: Settings, *, max_evaluated: int) -> Round:
-    """At most `max_evaluated` users of each kind in U_A, and as many in U_I, drawn with the inputs' seed.
+def targets_of(window: Window, learned: Split) -> dict[str, tuple[Target, ...]]:
+    """Everybody who could be asked, of each kind.
 
     Raises `InvalidInput` where a kind has no target, or nobody may be learned from.
     """
-    inputs = window.inputs
-    learned = split_of(inputs, settings)
     targets = {MEMORY: learned.panel, NEXT: next_targets(window, learned.active)}
     require_cases(
         window.number,
         {
             "panel user with two different items": len(targets[MEMORY]),
-            "user whose next interaction is with a known item": len(targets[NEXT]),
+            "user whose next new item is a known one": len(targets[NEXT]),
             "active user to learn from": len(learned.trainable & learned.active),
         },
     )
+    return targets
+
+
+def make_round(window: Window, settings: Settings, *, max_evaluated: int) -> Round:
+    """At most `max_evaluated` users of each kind in U_A, and as many in U_I, drawn with the inputs' seed. Raises as
+    `targets_of` does.
+    """
+    inputs = window.inputs
+    learned = split_of(inputs, settings)
+    targets = targets_of(window, learned)
     counted: Mapping[str, Events] = {MEMORY: learned.visible, NEXT: inputs.histories}
     questions = {
         kind: _question(targets[kind], counted[kind], settings, max_evaluated=max_evaluated, seed=inputs.seed)
@@ -92,7 +101,7 @@ def make_round(window: Window, settings: Settings, *, max_evaluated: int) -> Rou
 
 
 def next_targets(window: Window, active: frozenset[UserId]) -> tuple[Target, ...]:
-    """Each user's first interaction after the window, if the user has a history and its item is known by then."""
+    """Each user's first new item after the window, if the user has a history and the item is known by then."""
     known = {item.item_id for item in window.inputs.items}
     histories = window.inputs.histories
     return tuple(
@@ -118,7 +127,7 @@ def _question(
     targets = drawn(everybody, max_evaluated, seed)
     n_active = sum(target.active for target in everybody)
     popularity = decayed_popularity(events, settings.popularity_half_life_days)
-    cases = make_cases(targets, popularity, seed=seed)
+    cases = make_cases(targets, popularity, seed=seed, n=judged_candidates(settings))
     return Question(
         targets,
         (n_active, len(everybody) - n_active),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT
+from evolver.bench.paired import Difference
 from evolver.bench.reading import (
     Results,
     between,
@@ -23,6 +24,7 @@ from evolver.bench.reading import (
     over_seeds,
     rule_figure,
     strategies_of,
+    sum_of,
     trainable_share,
 )
 from evolver.bench.results import BLEND, EVOREC, FINETUNE, FROZEN, RETRAIN
@@ -35,6 +37,7 @@ from evolver.locate import first_upper_layer
 FIGURE = "ndcg@3"
 COST_WHERE_LEVEL = 0.5  # of the seconds of the strategy that it is level with
 NARROW = -0.02  # an interval that reaches lower shows no level
+TOO_WIDE, TOO_FEW = "too wide to say", "too few users to say"
 MOST_FORGOTTEN = -0.03  # of U_I's memory, lower end of the interval against `frozen`
 GAIN_KEPT = 0.90  # of what `finetune` gains on U_I's next interactions
 MOST_TRAINED = 0.30  # of LoRA's parameters
@@ -45,9 +48,10 @@ READING = [
     "NDCG@3 of the blend; differences with their intervals. U leads: EvoRec minus the best other strategy (without",
     "ablations). It leads where the interval is above zero; being level counts where it takes at most half of the",
     "other's seconds, and only a clear loss is decided where one of the others did not run. It is level with another",
-    f"where zero is in the interval, which decides nothing where it reaches below {NARROW}. The blend beats rules and",
-    "parts where it does so in every seed. Seconds per example count where the lowest located layer is in the upper",
-    "two thirds, and seconds are held against another's where the same code made both.",
+    f"where zero is in the interval, which decides nothing where it reaches below {NARROW} (of the gain that is kept:",
+    f"what lies above {GAIN_KEPT:.0%} of the other's). The blend beats rules and parts where it does so in every seed;",
+    f"of one seed alone a lead below {-NARROW} decides nothing. Seconds per example count where the lowest located",
+    "layer is in the upper two thirds, and seconds are held against another's where the same code made both.",
 ]
 
 
@@ -146,15 +150,28 @@ def _leads(seeds: Sequence[Results], others: Sequence[str], kind: str, candidate
         found = between(seeds, number, EVOREC, best, kind, candidates, "U")
         seconds = _seconds(seeds, number, best) if has_seconds(seeds) else 0.0
         share = _seconds(seeds, number, EVOREC) / seconds if seconds else float("inf")
-        met = found.low > 0 or (found.high >= 0 and share <= COST_WHERE_LEVEL)
         cost = f", {share:.2f} of its seconds" if seconds else ""
-        if found.low <= 0 <= found.high and not (met or has_seconds(seeds)):
-            return Verdict(f"{interval(found)} to `{best}`: level, at an unknown cost", None)
-        if absent and found.high >= 0:  # the best of them, or one that takes twice the seconds, may be among those
-            return Verdict(f"{interval(found)} to `{best}`{cost}; not run: {', '.join(absent)}", None)
-        return Verdict(f"{interval(found)} to `{best}`{cost}", met)
+        said = f"{interval(found)} to `{best}`{cost}"
+        if found.high < 0:
+            return Verdict(said, met=False)
+        if _too_wide(found):
+            return Verdict(f"{said}: {TOO_WIDE}", None)
+        if found.low <= 0 and not has_seconds(seeds):
+            return Verdict(f"{said}: level, at an unknown cost", None)
+        if absent:  # the best of them, or one that takes twice the seconds, may be among those
+            return Verdict(f"{said}; not run: {', '.join(absent)}", None)
+        if found.low > 0:
+            return Verdict(said, met=True)
+        if not of_like_code(seeds, number, EVOREC, best):
+            return Verdict(f"{said}, of other code", None)
+        return Verdict(said, share <= COST_WHERE_LEVEL)
 
     return judge
+
+
+def _too_wide(found: Difference) -> bool:
+    """Whether an interval holds both no loss and one that would count."""
+    return found.low < NARROW and found.high >= 0
 
 
 def _nobody(seeds: Sequence[Results], number: int, kind: str, candidates: str, group: str) -> bool:
@@ -167,8 +184,8 @@ def _level(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
         if _nobody(seeds, number, kind, candidates, "U_A"):
             return None
         found = between(seeds, number, EVOREC, FINETUNE, kind, candidates, "U_A")
-        if found.low < NARROW and found.high >= 0:
-            return Verdict(f"{interval(found)}: too wide to say", None)
+        if _too_wide(found):
+            return Verdict(f"{interval(found)}: {TOO_WIDE}", None)
         return Verdict(interval(found), found.high >= 0)
 
     return judge
@@ -186,6 +203,8 @@ def _remembers(seeds: Sequence[Results], names: Sequence[str], candidates: str) 
             return between(seeds, number, name, FROZEN, MEMORY, candidates, "U_I").low / known
 
         found = lowest(EVOREC)
+        if math.isinf(found):
+            return Verdict(TOO_FEW, None)
         beside = f" (`{FINETUNE}` {lowest(FINETUNE):+.1%})" if FINETUNE in names else ""
         return Verdict(f"{found:+.1%} at the lower end{beside}", found > MOST_FORGOTTEN)
 
@@ -199,9 +218,12 @@ def _keeps(seeds: Sequence[Results], candidates: str) -> Judge:
         ours, theirs = (
             between(seeds, number, name, FROZEN, NEXT, candidates, "U_I").mean for name in (EVOREC, FINETUNE)
         )
-        if theirs <= 0:
-            return Verdict(f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}", ours >= theirs)
-        return Verdict(f"{ours / theirs:.1%}", ours / theirs >= GAIN_KEPT)
+        kept = GAIN_KEPT if theirs > 0 else 1.0
+        above = {EVOREC: 1.0, FINETUNE: -kept, FROZEN: kept - 1.0}
+        said = f"{ours / theirs:.1%}" if theirs > 0 else f"{ours:+.3f}, `{FINETUNE}` {theirs:+.3f}"
+        if _too_wide(sum_of(seeds, number, above, NEXT, candidates, "U_I")):
+            return Verdict(f"{said}: {TOO_WIDE}", None)
+        return Verdict(said, ours >= kept * theirs)
 
     return judge
 
@@ -215,6 +237,8 @@ def _blend_wins(seeds: Sequence[Results], kind: str, candidates: str) -> Judge:
         blend = over_seeds(seeds, figure(number, EVOREC, kind, candidates, BLEND, "U", FIGURE))
         best = max(alone, key=lambda name: np.mean(alone[name]))
         text = f"{np.mean(blend):.3f}, {best} {np.mean(alone[best]):.3f}"
+        if len(blend) == 1 and 0 < blend[0] - alone[best][0] < -NARROW:
+            return Verdict(f"{text}, of one seed", None)
         if np.mean(blend) <= np.mean(alone[best]):
             return Verdict(text, met=False)
         ahead = sum(all(mine > theirs[seed] for theirs in alone.values()) for seed, mine in enumerate(blend))

@@ -2,7 +2,8 @@
 
 Of each user with at least three interactions the last is the target, and the one before it is left out of training
 too (others choose their epochs on it; here it is only read, as the newest of the history). All items are ranked but
-those of the history. Global time plays no part: what was trained on may be newer than a target.
+those of the history, so users whose last item is one of these are not asked. Global time plays no part: what was
+trained on may be newer than a target.
 """
 
 from __future__ import annotations
@@ -58,9 +59,14 @@ def published_on(*, users: int, items: int, interactions: int) -> tuple[Publishe
 
 
 def leave_one_out(timeline: Timeline, settings: Settings, report: Callable[[float], None]) -> dict[str, Any]:
-    """HR@10 and NDCG@10 over all users with enough interactions; `users` is how many."""
+    """HR@10 and NDCG@10 over all users with enough interactions and a new item at the end; `users` is how many. Where
+    there are none, that alone.
+    """
     inputs = timeline.known_by(len(timeline.events))
     sequences = {user: item_sequence(events) for user, events in inputs.histories.items() if len(events) >= LEAST}
+    asked = [(history, target) for *history, target in sequences.values() if target not in history]
+    if not asked:
+        return {"users": 0}
     retriever = train_retriever(
         inputs.items,
         {user: sequence[:-2] for user, sequence in sequences.items()},
@@ -71,14 +77,14 @@ def leave_one_out(timeline: Timeline, settings: Settings, report: Callable[[floa
         device=torch.device(device_of_run(settings.train_device)),
     )
     index = RetrieverIndex(retriever, inputs.items)
-    ranks = np.full(len(sequences), NOT_RETRIEVED)
-    for number, (*history, target) in enumerate(sequences.values()):
+    ranks = np.full(len(asked), NOT_RETRIEVED)
+    for number, (history, target) in enumerate(asked):
         found = [item for item, _ in index.candidates(history, CUTOFF, exclude=frozenset(history))]
         if target in found:
             ranks[number] = 1 + found.index(target)
-        report(FITTING + (1 - FITTING) * (number + 1) / len(sequences))
+        report(FITTING + (1 - FITTING) * (number + 1) / len(asked))
     return {
-        "users": len(sequences),
+        "users": len(asked),
         f"hr@{CUTOFF}": float((ranks <= CUTOFF).mean()),
         f"ndcg@{CUTOFF}": float(gains(ranks, CUTOFF).mean()),
     }

@@ -111,8 +111,10 @@ def _against(found: Compared) -> Figure:
         for row, other in enumerate(others):
             one = found[other][part]
             said = verdict(one)
-            colour, face = VERDICTS[said], "white" if said == LEVEL else VERDICTS[said]
-            axes.plot([one.low, one.high], [row, row], color=colour, linewidth=2)
+            colour = VERDICTS.get(said, VERDICTS[LEVEL])
+            face = colour if said in (AHEAD, BEHIND) else "white"
+            if not one.of_few:
+                axes.plot([one.low, one.high], [row, row], color=colour, linewidth=2)
             axes.plot([one.mean], [row], marker="o", markersize=6, color=colour, markerfacecolor=face)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_title(part, fontsize=10)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from evolver.bench.paired import Difference, difference
+from evolver.bench.cases import KINDS, UNIFORM_SET
+from evolver.bench.paired import GROUPS, Difference, combination
 from evolver.bench.results import BLEND, CUTOFFS
 
 Results = Mapping[str, Any]
@@ -67,8 +68,36 @@ def between(
     seeds: Sequence[Results], number: int, name: str, reference: str, kind: str, candidates: str, group: str
 ) -> Difference:
     """NDCG of one strategy's blend minus that of another, in round `number`."""
+    return sum_of(seeds, number, {name: 1.0, reference: -1.0}, kind, candidates, group)
+
+
+def sum_of(
+    seeds: Sequence[Results], number: int, coefficients: Mapping[str, float], kind: str, candidates: str, group: str
+) -> Difference:
+    """The sum of strategies' NDCG, each times its coefficient, in round `number`."""
     found = [one["rounds"][number - 1]["asked"][f"{kind}/{candidates}"] for one in seeds]
-    return difference(found, name, reference, group, CUTOFFS[candidates][-1])
+    return combination(found, coefficients, group, CUTOFFS[candidates][-1])
+
+
+def n_asked(seeds: Sequence[Results]) -> dict[str, dict[str, tuple[int, int]]]:
+    """kind -> U_A or U_I -> fewest and most users asked in any round and seed."""
+    name = strategies_of(seeds)[0]
+    found: dict[str, dict[str, list[int]]] = {kind: {group: [] for group in GROUPS[:2]} for kind in KINDS}
+    for one in seeds:
+        for a_round in one["rounds"]:
+            for kind, of_group in found.items():
+                for group, counts in of_group.items():
+                    counts.append(a_round["strategies"][name]["metrics"][kind][UNIFORM_SET][BLEND][group]["n"])
+    return {kind: {group: (min(ns), max(ns)) for group, ns in groups.items()} for kind, groups in found.items()}
+
+
+def span(counts: Iterable[int]) -> str:
+    """
+    >>> span([1000, 1000]), span([62, 1136])
+    ('1,000', '62 to 1,136')
+    """
+    few, many = min(kept := [*counts]), max(kept)
+    return f"{few:,}" if few == many else f"{few:,} to {many:,}"
 
 
 def has_seconds(seeds: Sequence[Results]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS
+from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.locks import alone_in
 from evolver.bench.paired import asked, group_masks
 from evolver.bench.rules import RULES
@@ -25,6 +25,7 @@ from evolver.bench.runner import (
     steps,
 )
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
+from shared.errors import Conflict
 from shared.ranking import BlendWeights
 
 FORMAT = 2
@@ -64,6 +65,7 @@ def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, An
         step = folder / name / f"round-{number}"
         about = json.loads((step / RESULT).read_text())
         tables = load_scores(step / SCORES)
+        _require_same_questions(rules, tables, rules_folder, step)
         ranks[name] = version_ranks(tables, BlendWeights(**about["blend"]))
         found[name] = {**about, "metrics": metrics(tables, ranks[name])}
     rule_ranks = {table: {rule: scores.rank_by(rule) for rule in RULES} for table, scores in rules.items()}
@@ -77,6 +79,25 @@ def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, An
             for table, scores in tables.items()
         },
     }
+
+
+def _require_same_questions(
+    rules: Mapping[str, CaseScores], tables: Mapping[str, CaseScores], of_rules: Path, step: Path
+) -> None:
+    """Raises `Conflict` where a strategy was asked about other users or targets than the plain rules were, as another
+    version of the code may have asked: they would be compared row by row. The catalog's candidates are the retriever's
+    own.
+    """
+    for name, table in tables.items():
+        asked = rules.get(name, rules[f"{name.partition('/')[0]}/{UNIFORM_SET}"])
+        same = [np.array_equal(table.users, asked.users), np.array_equal(table.active, asked.active)]
+        if name in rules:
+            same.append(np.array_equal(table.target, asked.target))
+        if not all(same):
+            raise Conflict(
+                f"{step} and {of_rules} hold answers to different questions ({name}): another version of evorec made "
+                "one of them. Remove the older of the two folders and call again, or give another --out."
+            )
 
 
 def version_ranks(tables: Mapping[str, CaseScores], weights: BlendWeights) -> Ranks:

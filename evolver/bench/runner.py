@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evolver.bench.base import data_hash
-from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of
+from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of, targets_of
 from evolver.bench.leave_one_out import leave_one_out
 from evolver.bench.locks import alone_in
 from evolver.bench.machine import code
@@ -96,8 +96,14 @@ class SeedRun:
     shared: bool = False
 
     def run(self, watcher: Watcher) -> None:
-        """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments."""
+        """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments, `InvalidInput`
+        where a round has nobody to learn from or to ask.
+        """
         self._keep_arguments()
+        if not is_done(self.folder / BOOTSTRAP_FOLDER):
+            for number in range(1, self.rounds + 1):  # the last round would say so after hours
+                window = self.timeline.window(number)
+                targets_of(window, split_of(window.inputs, self.settings))
         names = [strategy.name for strategy in self.strategies]
         total, done = len(steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)), 0
         if self.leave_one_out:
@@ -154,25 +160,26 @@ class SeedRun:
             "positive_events": sorted(self.settings.positive_events),
         }
 
-    def _keep_arguments(self) -> None:
-        with alone_in(self.folder / ARGUMENTS):
-            self._compare_arguments()
-
-    def _compare_arguments(self) -> None:
+    def refuse_other_arguments(self, *, but: str | None = None) -> None:
+        """Raises `Conflict` where the folder is of a run with other arguments. `but`: one that is not known yet."""
         path, wanted = self.folder / ARGUMENTS, self.arguments()
-        if path.is_file():
-            before = json.loads(path.read_text())
-            differ = [name for name in {**before, **wanted} if before.get(name) != wanted.get(name)]
-            if differ:
-                said = "; ".join(f"{name} was {before.get(name)}, now {wanted.get(name)}" for name in differ)
-                raise Conflict(
-                    f"{self.folder} holds a benchmark with other arguments ({said}). Go on with those, or give "
-                    "another --out."
-                )
-            return
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(wanted, indent=1) + "\n")
-        aside.replace(path)
+        before = json.loads(path.read_text()) if path.is_file() else wanted
+        differ = [name for name in {**before, **wanted} if name != but and before.get(name) != wanted.get(name)]
+        if differ:
+            said = "; ".join(f"{name} was {before.get(name)}, now {wanted.get(name)}" for name in differ)
+            raise Conflict(
+                f"{self.folder} holds a benchmark with other arguments ({said}). Go on with those, or give "
+                "another --out."
+            )
+
+    def _keep_arguments(self) -> None:
+        path = self.folder / ARGUMENTS
+        with alone_in(path):
+            self.refuse_other_arguments()
+            if not path.is_file():
+                aside = path.with_suffix(".new")
+                aside.write_text(json.dumps(self.arguments(), indent=1) + "\n")
+                aside.replace(path)
 
     def _leave_one_out(self, watcher: Watcher, _out: Path) -> dict[str, Any]:
         return leave_one_out(self.timeline, self.settings, partial(watcher.report, "retriever"))

@@ -10,6 +10,7 @@ from evolver.bench.reading import Results, has_seconds, mean_seconds, strategies
 from evolver.bench.results import CUTOFFS, EVOREC
 from evolver.bench.tables import NOTHING, interval, markdown
 
+ALIKE: Shares = (0.5, 0.5)
 PARTS = tuple((kind, group) for kind in KINDS for group in GROUPS[:2])
 ALL, BY_SIZE, CATALOG = "all", "all, by size", "catalog"
 AHEAD, BEHIND, LEVEL = "ahead", "behind", "level"
@@ -76,7 +77,7 @@ def _pooled(
         for candidates in sets
     ]
     found = [a_round["asked"][f"{kind}/{candidates}"] for a_round, kind, candidates in tables]
-    shares = [_shares(a_round["population"][kind]) for a_round, kind, _ in tables] if by_size else None
+    shares = [_shares(a_round["population"][kind]) if by_size else ALIKE for a_round, kind, _ in tables]
     return difference(found, EVOREC, other, group, CUTOFFS[sets[0]][-1], shares=shares)
 
 
@@ -96,6 +97,8 @@ def verdict(found: Difference) -> str:
     >>> verdict(Difference(0.02, 0.01, 0.03)), verdict(Difference(0.02, -0.01, 0.05))
     ('ahead', 'level')
     """
+    if found.of_few:
+        return NOTHING
     if found.low > 0:
         return AHEAD
     return BEHIND if found.high < 0 else LEVEL

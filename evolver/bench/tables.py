@@ -107,6 +107,8 @@ def interval(found: Difference) -> str:
     >>> interval(Difference(0.05, 0.01, 0.09)), interval(Difference(0.0, -0.02, 0.01))
     ('**+0.050 [+0.010, +0.090]**', '+0.000 [-0.020, +0.010]')
     """
+    if found.of_few:
+        return f"{found.mean:+z.3f} [too few users]"
     text = f"{found.mean:+z.3f} [{found.low:+z.3f}, {found.high:+z.3f}]"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
@@ -236,7 +238,7 @@ def start_kept(losses: Sequence[float] | None) -> bool:
 
 def leave_one_out(seeds: Sequence[Results]) -> list[str]:
     """The retriever beside published figures of the same protocol; nothing where it was not tried."""
-    tried = [found for one in seeds if (found := one.get("leave_one_out"))]
+    tried = [found for one in seeds if (found := one.get("leave_one_out")) and found["users"]]
     if not tried:
         return []
     data = seeds[0]["data"]

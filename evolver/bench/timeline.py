@@ -7,7 +7,7 @@ the window of round k = 1..3, and part k + 1 the future that round k is scored o
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,7 +27,9 @@ BENCH = DomainId("bench")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One round: what is known by the window's end, and each user's first interaction in the part after it."""
+    """One round: what is known by the window's end, and each user's first interaction with a new item in the part after
+    it.
+    """
 
     number: int
     inputs: EvolutionInputs
@@ -71,9 +73,11 @@ class Timeline:
     def window(self, number: int) -> Window:
         """Round `number`, 1..3."""
         start, end, scored = self.cuts[number - 1 : number + 2]
+        had = {(event.user_id, event.item_id) for event in self.events[:end]}
         first: dict[UserId, Interaction] = {}
         for event in self.events[end:scored]:
-            first.setdefault(event.user_id, event)
+            if (event.user_id, event.item_id) not in had:
+                first.setdefault(event.user_id, event)
         return Window(number, self._inputs(start, end), tuple(first.values()))
 
     def _inputs(self, start: int, end: int) -> EvolutionInputs:
@@ -94,20 +98,21 @@ class Timeline:
 def make_timeline(
     items: Iterable[Item], interactions: Sequence[Interaction], settings: Settings, *, seed: int
 ) -> Timeline:
-    """The timeline of a dataset whose `interactions` come oldest first, ties in an order that `seed` gave them.
+    """The timeline of a dataset whose `interactions` come oldest first, ties in an order that `seed` gave them. What is
+    no longer available today was so in the past: all items are.
 
     Raises `InvalidInput` where they are too few, or have no dates.
     """
-    catalog = {item.item_id: item for item in items}
-    events = _learnable(interactions, catalog, settings)
+    catalog = {item.item_id: replace(item, available=True) for item in items}
+    events = learnable(interactions, catalog, settings)
     require_dates(events)
     timeline = Timeline(tuple(catalog.values()), events, seed)
     require_enough(len(events), len(interactions), timeline.cuts)
     return timeline
 
 
-def _learnable(
-    interactions: Iterable[Interaction], catalog: dict[ItemId, Item], settings: Settings
+def learnable(
+    interactions: Iterable[Interaction], catalog: Container[ItemId], settings: Settings
 ) -> tuple[Interaction, ...]:
     """Positive events on known items, each once and with an id, as the log would keep them."""
     events: dict[str, Interaction] = {}

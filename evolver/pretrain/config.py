@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from shared.errors import InvalidInput
 
+MAX_WARMUP_SHARE = 0.2
 WIDTH_STEP = 96  # a query head for each 48, two of which share a key head
 
 
@@ -64,9 +65,10 @@ class PretrainConfig:
 
 
 def scaled(config: PretrainConfig, scale: float) -> PretrainConfig:
-    """The same schedule with a multiple of its steps."""
+    """The same schedule with a multiple of its steps; a short run warms up for less."""
     stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in config.stages)
-    return replace(config, stages=stages)
+    longest = max(1, int(MAX_WARMUP_SHARE * sum(stage.steps for stage in stages)))
+    return replace(config, stages=stages, warmup=min(config.warmup, longest))
 
 
 def shaped(config: PretrainConfig, *, hidden_size: int, n_layers: int) -> PretrainConfig:

@@ -104,7 +104,9 @@ def _tokenizer_of(corpora: Sequence[Corpus], checkpoint: Path, config: PretrainC
     path = checkpoint / "tokenizer.json"
     if not path.exists():
         texts = (f"{item.title} {leaf(item.category)}" for corpus in corpora for item in corpus.items)
-        train_tokenizer(texts, vocab_size=config.vocab_size).save(str(path))
+        aside = path.with_suffix(".new")
+        train_tokenizer(texts, vocab_size=config.vocab_size).save(str(aside))
+        aside.replace(path)
     return Tokenizer.from_file(str(path))
 
 

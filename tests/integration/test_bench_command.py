@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from deploy.cli.bench_run import QUICK
 from deploy.cli.main import app
 from evolver.bench.strategy import Learned, Strategy, Task
-from shared.errors import InvalidInput
+from shared.errors import Conflict, InvalidInput, NotFound
 from shared.types import Interaction, Item
 from tests import tiny_base
 from tests.bench_support import learned_nothing, make_interactions, make_items, write_shop
@@ -116,11 +116,28 @@ def test_wrong_names_and_unusable_files_are_refused_before_anything_is_learned(
     untitled = [Item(item.item_id, "", item.category) for item in make_items()]
     for outcome, says in (
         (_bench(tmp_path, "--strategies", "frozen,evrec"), "No strategy is called evrec; there are frozen, retrain"),
+        (_bench(tmp_path, "--name", "shop/2014"), "cannot be called 'shop/2014'"),
+        (_bench(tmp_path, "--base-scale", "0.1"), "--base names a base, --base-scale"),
+        (_bench(tmp_path, "--base", str(tmp_path / "nobase")), f"--base '{tmp_path / 'nobase'}' is no folder"),
         (_bench(tmp_path, interactions=positions), "seem to be positions"),
         (_bench(tmp_path, items=untitled), "has a title"),
         (_bench(tmp_path, interactions=make_interactions(n=150)), "too few to split by time"),
     ):
-        assert isinstance(outcome.exception, InvalidInput)
+        assert isinstance(outcome.exception, InvalidInput | NotFound)
         assert says in str(outcome.exception)
     assert not learned
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_arguments_is_refused_before_a_base_is_made(
+    tmp_path: Path, learned: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _bench(tmp_path, "--quick", "--strategies", "frozen").exit_code == 0
+    made: list[str] = []
+    monkeypatch.setattr("evolver.bench.base.pretrain", lambda *args, **options: made.append("base"))
+    files = write_shop(tmp_path / "shop")
+    outcome = CliRunner().invoke(app, ["bench", *files, "--out", str(tmp_path / "out"), "--strategies", "frozen"])
+    assert isinstance(outcome.exception, Conflict)
+    assert "max_train_examples was 150, now 1500" in str(outcome.exception)
+    assert "base was" not in str(outcome.exception)
+    assert not made

@@ -58,7 +58,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         assert "nan" not in others
     assert "nan" not in text
     glance = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) == 11}
-    assert [cell.strip() for cell in glance["[shop](#shop)"][2:6]] == ["2", "3", "1,000", "1,500"]
+    assert [cell.strip() for cell in glance["[shop](#shop)"][2:6]] == ["2", "3", "200", "1,500"]
     frozen, finetune, retrain = (cell.strip() for cell in glance["[other](#other)"][-4:-1])
     assert (frozen, finetune) == ("+0.000 [+0.000, +0.000]", "–")
     assert retrain.startswith("**-0.050 [")

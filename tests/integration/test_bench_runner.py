@@ -14,17 +14,19 @@ import pytest
 
 from evolver.bench.base import about_base, recipe
 from evolver.bench.cases import DRAWN_SETS, KINDS
+from evolver.bench.leave_one_out import leave_one_out
 from evolver.bench.machine import code
 from evolver.bench.paired import GROUPS, difference
 from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, collect
 from evolver.bench.runner import ARGUMENTS, BOOTSTRAP_FOLDER, RESULT, SCORES, SeedRun
-from evolver.bench.scores import RETRIEVER, load_scores
+from evolver.bench.scores import RETRIEVER, load_scores, save_scores
 from evolver.bench.strategy import Learned, Strategy, Task
 from evolver.bench.timeline import make_timeline
 from evolver.inputs import EvolutionInputs
 from evolver.splits import Split
 from shared.config import Settings
-from shared.errors import Conflict
+from shared.errors import Conflict, InvalidInput
+from shared.types import UserId
 from tests import tiny_base
 from tests.bench_support import SETTINGS, learned_nothing, make_interactions, make_items
 
@@ -257,6 +259,42 @@ def test_a_folder_of_other_arguments_is_refused_and_the_difference_is_said(lab: 
     with pytest.raises(Conflict, match="max_evaluated was 12, now 13"):
         lab.run(max_evaluated=13)
     assert not other.tasks
+
+
+def test_the_usual_protocol_asks_for_new_items_and_for_nothing_where_there_are_none(base: Path, tmp_path: Path) -> None:
+    events = make_interactions()
+    again = [replace(e, timestamp=e.timestamp + 1e9) for e in events]
+    for shop, users in ((events, 80), ([*events, *again], 0)):
+        run = _Lab(base, tmp_path / str(users)).seed_run()
+        found = leave_one_out(make_timeline(make_items(), shop, SETTINGS, seed=0), run.settings, lambda share: None)
+        assert found["users"] == users
+        assert ("hr@10" in found) == (users > 0)
+
+
+def test_a_round_that_cannot_be_is_refused_before_anything_is_learned(base: Path, tmp_path: Path) -> None:
+    """The last part is of users whom nobody has seen before."""
+    events = list(make_interactions())
+    strangers = [replace(e, user_id=UserId(f"new{n}")) for n, e in enumerate(events[832:])]
+    timeline = make_timeline(make_items(), [*events[:832], *strangers], SETTINGS, seed=0)
+    lab = _Lab(base, tmp_path / "seed-0")
+    with pytest.raises(InvalidInput, match=r"Round 3 has no user whose next new item .* or --rounds 2"):
+        lab.run(timeline=timeline, rounds=3)
+    assert lab.bootstraps == 0
+    lab.run(timeline=timeline, rounds=2)
+    assert lab.bootstraps == 1
+
+
+def test_answers_to_different_questions_are_not_compared(base: Path, tmp_path: Path) -> None:
+    lab = _Lab(base, tmp_path / "seed-0")
+    lab.run()
+    path = lab.folder / EVOREC / "round-2" / SCORES
+    tables = load_scores(path)
+    other = replace(tables["next/uniform"], target=(tables["next/uniform"].target + 1) % 20)
+    for changed in ({"next/uniform": other}, {"memory/catalog": tables["next/catalog"]}):
+        save_scores(path, {**tables, **changed})
+        (name,) = changed
+        with pytest.raises(Conflict, match=rf"round-2 hold answers to different questions \({name}\)"):
+            lab.collected()
 
 
 def test_the_base_says_its_size_and_a_short_recipe_still_reaches_its_full_rate() -> None:

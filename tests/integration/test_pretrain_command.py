@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from deploy.cli.main import app
 from deploy.cli.pretrain import corpus_of_files
 from evolver.bench.timeline import PANEL_SHARE
-from evolver.pretrain.config import PretrainConfig, Stage, shaped
+from evolver.pretrain.config import PretrainConfig, Stage, learning_rate_factor, scaled, shaped
 from evolver.pretrain.corpus import Corpus, corpus_of
 from evolver.pretrain.run import pretrain
 from shared.base_model import base_model_hash, base_model_info
@@ -111,3 +111,38 @@ def test_a_catalog_too_small_for_the_recipe_is_refused(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["pretrain", *files, "--scale", "0.001", "--out", str(tmp_path / "base")])
     assert isinstance(outcome.exception, InvalidInput)
     assert "larger catalog" in str(outcome.exception)
+
+
+def test_views_are_not_taken_for_purchases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = dict(zip(("items", "interactions"), (Path(file) for file in write_shop(tmp_path)[1::2]), strict=True))
+    bought = corpus_of_files(**files, until=None, seed=0)
+    assert "left out" not in capsys.readouterr().err
+    header, *rows = files["interactions"].read_text().splitlines()
+    views = [
+        f"{user},i{number % 60:03d},{time},view"
+        for number, (user, _, time) in enumerate(row.split(",") for row in rows)
+    ]
+    lines = [f"{header},event_type", *(f"{row},purchase" for row in (*rows, rows[0])), *views]
+    files["interactions"].write_text("\n".join(lines))
+    assert corpus_of_files(**files, until=None, seed=0) == bought
+    assert f"{len(views) + 1:,} interactions are left out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_short_run_still_reaches_its_full_rate() -> None:
+    short = scaled(PretrainConfig(), 0.01)
+    assert max(learning_rate_factor(step, short) for step in range(short.total_steps)) == 1.0
+    assert scaled(PretrainConfig(), 1.0).warmup == PretrainConfig().warmup
+
+
+def test_a_tokenizer_that_was_cut_off_is_made_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CutOff:
+        def save(self, path: str) -> None:
+            Path(path).write_text('{"version')
+            raise Stopped
+
+    past, _ = past_and_more()
+    with monkeypatch.context() as patch:
+        patch.setattr("evolver.pretrain.run.train_tokenizer", lambda *args, **options: CutOff())
+        with pytest.raises(Stopped):
+            steps_of(past, tmp_path)
+    assert steps_of(past, tmp_path) == [0, 1, 2]

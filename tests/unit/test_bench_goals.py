@@ -92,14 +92,51 @@ def test_a_lead_that_may_be_chance_is_no_lead() -> None:
     assert said.endswith("of its seconds: **missed**")
 
 
-def test_an_interval_too_wide_shows_no_level() -> None:
-    few = bench_results(["finetune", "evorec"], value=lambda name, *_: 0.4)
-    for a_round in few["rounds"]:
+def of_these_users(found: dict[str, Any], active: str, **ranks: str) -> dict[str, Any]:
+    """The results with these users' ranks in all tables; one character for each user."""
+    for a_round in found["rounds"]:
         for asked in a_round["asked"].values():
-            users = 8
-            asked["users"], asked["active"] = " ".join(map(str, range(users))), " ".join("1" * users)
-            asked["ranks"] = {"finetune": "1 1 1 1 0 0 0 0", "evorec": "0 0 1 1 1 1 0 0"}
-    assert verdicts(few)[LEVEL].endswith("]: too wide to say")
+            asked["users"], asked["active"] = " ".join(map(str, range(len(active)))), " ".join(active)
+            asked["ranks"] = {name: " ".join(ranks.get(name, "0" * len(active))) for name in asked["ranks"]}
+    return found
+
+
+@pytest.mark.parametrize(("of_each", "says"), [(10, r"[+-]0\.\d+ \[-0\.[^]]*\]"), (2, r"\+0\.000 \[too few users\]")])
+def test_an_interval_too_wide_shows_no_level_and_no_lead(of_each: int, says: str) -> None:
+    """Each of `of_each` has four users: two are level, one is better served by each."""
+    names = [*OTHERS, "finetune", "evorec"]
+    found = bench_results(names, value=lambda name, *_: 0.4 if name in ("evorec", "finetune") else 0.3)
+    found = of_these_users(found, "1" * 4 * of_each, finetune="1100" * of_each, evorec="1010" * of_each)
+    for a_round in found["rounds"]:
+        a_round["strategies"]["evorec"]["cost"] |= {"seconds": {"update": 1.0}}
+    said = verdicts(found)
+    assert re.fullmatch(f"{says}: too wide to say", said[LEVEL])
+    assert re.fullmatch(rf"{says} to `finetune`, 0\.\d+ of its seconds: too wide to say", said[LEADS])
+
+
+def test_a_gain_of_few_users_decides_nothing() -> None:
+    found = results({"frozen": 0.3, "finetune": 0.5, "evorec": 0.35})
+    assert verdicts(found)[KEEPS] == "25.0%: **missed**"
+    # Of forty inactive users `finetune` wins six that EvoRec does not, and loses five that it keeps.
+    few = of_these_users(
+        found, "0" * 40, frozen="1" * 5 + "0" * 35, finetune="0" * 5 + "1" * 6 + "0" * 29, evorec="1" * 5 + "0" * 35
+    )
+    assert verdicts(few)[KEEPS] == "0.0%: too wide to say"
+    assert verdicts(of_these_users(found, "0" * 10, frozen="1" * 10))[REMEMBERS] == "too few users to say"
+
+
+def test_a_blend_that_is_hardly_ahead_has_to_be_so_in_more_than_one_seed() -> None:
+    def seed(number: int) -> dict[str, Any]:
+        found = bench_results(["evorec"], seed=number, value=lambda *_: 0.4)
+        for a_round in found["rounds"]:
+            for of_kind in a_round["strategies"]["evorec"]["metrics"].values():
+                for name, of_set in of_kind.items():
+                    of_kind[name] = of_set | {"llm": {group: {"ndcg@3": 0.395} for group in ("U_A", "U_I", "U")}}
+        return found
+
+    assert verdicts(seed(0))[BLEND] == "0.400, llm 0.395, of one seed"
+    (both,) = (goal for goal in goals([seed(0), seed(1)]) if goal.what == BLEND)
+    assert str(both.rounds[0]) == "0.400, llm 0.395: met"
 
 
 def test_the_blend_has_to_beat_rules_and_parts_in_every_seed() -> None:
@@ -123,6 +160,10 @@ def test_seconds_of_unlike_code_decide_nothing() -> None:
     said = verdicts(results(dict.fromkeys(NAMES, 0.3), evorec={"code": "another"}))
     assert said["seconds per example at most 60% of `finetune`'s"] == "129.0%, of other code"
     assert said["seconds at most 10% of `retrain`'s"] == "387.0%, of other code"
+    theirs, cheap = ({"cost": {"seconds": {"update": seconds}, **_COST}} for seconds in (20.0, 10.0))
+    values = OTHERS | {"finetune": 0.405, "evorec": 0.4}
+    level = verdicts(results(values, finetune=theirs, evorec={**cheap, "code": "another"}))[LEADS]
+    assert level.endswith("to `finetune`, 0.50 of its seconds, of other code")
 
 
 def test_being_level_counts_at_half_of_the_seconds() -> None:

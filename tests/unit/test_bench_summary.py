@@ -51,6 +51,28 @@ def test_groups_count_alike_and_by_how_many_users_they_have() -> None:
     assert [*compared([found])["finetune"]] == [part for part in parts if part != BY_SIZE]
 
 
+def test_groups_count_alike_where_one_of_them_is_small() -> None:
+    found = bench_results(["evorec", "finetune"], value=lambda *_: 0.0)
+    for a_round in found["rounds"]:
+        for asked in a_round["asked"].values():
+            asked["users"], asked["active"] = " ".join(map(str, range(100))), " ".join("1" * 20 + "0" * 80)
+            asked["ranks"] = {"evorec": " ".join("1" * 20 + "0" * 80), "finetune": " ".join("0" * 100)}
+    parts = compared([found])["finetune"]
+    assert (parts["all"].mean, parts[CATALOG].mean, parts[BY_SIZE].mean) == (0.5, 0.5, 0.25)
+
+
+def test_of_few_users_nothing_is_said_and_nothing_is_bold() -> None:
+    found = bench_results(["evorec", "finetune"], value=lambda *_: 0.0)
+    for a_round in found["rounds"]:
+        for asked in a_round["asked"].values():
+            asked["users"], asked["active"] = "1 2 3", "1 0 0"
+            asked["ranks"] = {"evorec": "1 1 1", "finetune": "0 0 0"}
+    row = next(line for line in summary([found], compared([found])) if line.startswith("| finetune"))
+    assert row.count("+1.000 [too few users]") == 7
+    assert row.endswith("| – |")
+    assert "**" not in row
+
+
 def test_where_a_group_was_not_asked_the_other_one_is_all() -> None:
     found = bench_results(["evorec", "finetune"], value=lambda name, *_: 0.5 if name == "evorec" else 0.25)
     asked = found["rounds"][0]["asked"]["memory/uniform"]

@@ -116,6 +116,35 @@ def test_next_is_the_first_interaction_after_the_window_with_a_known_item_of_a_k
     assert target.before == events[UserId("both")]  # all of it, the window included
 
 
+def test_next_is_an_item_that_the_user_has_not_had() -> None:
+    """A shop whose users buy again what they had: the service never recommends that, so nobody is asked for it."""
+    first: dict[UserId, ItemId] = {}
+    events = []
+    for number, event in enumerate(make_interactions()):
+        had = first.setdefault(event.user_id, event.item_id)
+        events.append(replace(event, item_id=had) if number > 600 and number % 2 else event)
+    timeline = make_timeline(make_items(), events, SETTINGS, seed=0)
+    window = timeline.window(1)
+    came_next = {event.user_id: event for event in reversed(timeline.events[697:765])}
+    assert any(e.item_id in item_sequence(window.inputs.histories.get(user, ())) for user, e in came_next.items())
+    asked = make_round(window, SETTINGS, max_evaluated=1000).questions[NEXT].targets
+    assert asked
+    for target in asked:
+        assert target.item_id not in item_sequence(target.before)
+
+
+def test_candidates_are_as_many_as_a_version_is_trained_with(timeline: Timeline) -> None:
+    few = SETTINGS.model_copy(update={"rank_candidates": 7})
+    questions = make_round(timeline.window(1), few, max_evaluated=5).questions
+    cases = [case for kind in KINDS for name in DRAWN_SETS for _, case in questions[kind].cases[name]]
+    assert {len(case.candidates) for case in cases} == {7}
+
+
+def test_items_that_are_gone_today_were_there_in_the_past() -> None:
+    gone = [replace(item, available=False) for item in make_items()]
+    assert all(item.available for item in make_timeline(gone, make_interactions(), SETTINGS, seed=0).past.items)
+
+
 def test_candidates_are_known_items_and_never_the_users_own(first: Round) -> None:
     known = {item.item_id for item in first.inputs.items}
     for kind in KINDS:
