@@ -22,9 +22,9 @@ from shared.manifest import adapter_name
 from shared.rebuild import Rebuilder, look
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
-from shared.registry_records import RegistryRecords
+from shared.registry_records import RegistryRecords, Route
 from shared.stream import InteractionLog
-from shared.types import Item, ItemId, order_of
+from shared.types import DomainId, Item, ItemId, order_of
 from tests.factories import BEAUTY, commit, interaction, manifest
 
 V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))
@@ -209,34 +209,62 @@ def test_nothing_to_rebuild(settings: Settings) -> None:
         look(ArtifactStore(settings), BEAUTY)
 
 
+def command(settings: Settings, *options: str) -> subprocess.CompletedProcess[str]:
+    state = {"EVOREC_STATE_DIR": str(settings.state_dir), "EVOREC_REDIS_URL": str(settings.redis_url)}
+    return subprocess.run(
+        [sys.executable, "-m", "deploy.cli.main", "registry", "rebuild", *options],
+        env={**os.environ, "COLUMNS": "150", **state},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 async def test_the_command_tells_what_came_back(redis: Redis, redis_settings: Settings) -> None:
     world = World(redis, redis_settings)
     await world.fill()
     await redis.flushdb()
 
-    def command(*options: str) -> subprocess.CompletedProcess[str]:
-        state = {"EVOREC_STATE_DIR": str(redis_settings.state_dir), "EVOREC_REDIS_URL": str(redis_settings.redis_url)}
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.cli.main", "registry", "rebuild", *options],
-            env={**os.environ, "COLUMNS": "150", **state},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    said = await asyncio.to_thread(command, "--json")
+    said = await asyncio.to_thread(command, redis_settings, "--json")
     record = json.loads(said.stdout)["rebuilt"][BEAUTY]
     assert record["aliases"] == {CHAMPION: V2, CHALLENGER: V3}
     assert (record["items"], record["versions"], record["skipped"]) == (5, [V1, V2, V3], [])
     assert "lost" in record["histories"]
-    again = await asyncio.to_thread(command)
+    again = await asyncio.to_thread(command, redis_settings)
     assert (again.returncode, "Untouched" in again.stderr, "older" in again.stderr) == (0, True, False)
     await redis.hdel(DomainKeys(BEAUTY).versions, V3)
-    older = await asyncio.to_thread(command)
+    older = await asyncio.to_thread(command, redis_settings)
     assert f"beauty: Redis is older than the artifact store, which has {V3} as well" in older.stderr
-    refused = await asyncio.to_thread(command, "--domain", BEAUTY)
+    refused = await asyncio.to_thread(command, redis_settings, "--domain", BEAUTY)
     assert (refused.returncode, "Conflict" in refused.stderr) == (1, True)
     await redis.flushdb()
-    people = await asyncio.to_thread(command, "--domain", BEAUTY)
+    people = await asyncio.to_thread(command, redis_settings, "--domain", BEAUTY)
     assert V2 in people.stdout
     assert "lost" in people.stderr
+
+
+async def test_no_domain_keeps_the_others_from_coming_back(redis: Redis, redis_settings: Settings) -> None:
+    """One that was paused before its first version, and one whose route is a folder, come before them."""
+    world = World(redis, redis_settings)
+    await world.fill()
+    (redis_settings.state_dir / "artifacts" / "a-paused").mkdir()
+    (redis_settings.state_dir / "artifacts" / "a-paused" / "route.json").write_text(Route(paused=True).record)
+    await redis.flushdb()
+
+    said = await asyncio.to_thread(command, redis_settings, "--json")
+    ended = json.loads(said.stdout)
+    assert (said.returncode, list(ended["rebuilt"]), ended["empty"], ended["failed"]) == (0, [BEAUTY], ["a-paused"], {})
+    people = await asyncio.to_thread(command, redis_settings)
+    assert (people.returncode, "Nothing to bring back, no version, item or archive: a-paused" in people.stderr) == (
+        0,
+        True,
+    )
+
+    await redis.flushdb()
+    ArchiveFiles(world.artifacts).put_items(DomainId("b-broken"), ITEMS)
+    (redis_settings.state_dir / "artifacts" / "b-broken" / "route.json").mkdir()
+    people = await asyncio.to_thread(command, redis_settings)
+    assert people.returncode == 1
+    assert V2 in people.stdout
+    assert "b-broken: not brought back: " in people.stderr
+    assert not await world.registry.lost(BEAUTY)
