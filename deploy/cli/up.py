@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import io
 import os
+import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -11,9 +15,9 @@ from rich.console import Console
 from rich.text import Text
 
 from deploy.local.signals import Interrupted, until_signal
-from deploy.local.stack import REDIS, SERVICE, WORKER, service_ready, start_processes, start_redis
+from deploy.local.stack import REDIS, SERVICE, WORKER, require_free_port, service_ready, start_processes, start_redis
 from deploy.local.supervisor import LineSink, Supervisor
-from deploy.output import note_console, result_console
+from deploy.output import note_console
 from shared.config import Settings
 
 _COLOURS = {REDIS: "red", WORKER: "magenta", SERVICE: "cyan"}
@@ -36,6 +40,23 @@ def up(
         note_console().print("Stopped.")
 
 
+class OwnConsole(Console):
+    """On stdout. Where nobody reads any more (`evorec up | head`) rich would end the process, past all that stops the
+    children in order: here writing fails once, and then goes nowhere.
+    """
+
+    def __init__(self) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # children log in UTF-8, whatever this terminal can show
+            sys.stdout.reconfigure(errors="backslashreplace")
+        super().__init__(emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+
+
 def line_printer(console: Console) -> LineSink:
     """Every child's lines, each behind the child's name in its colour."""
 
@@ -51,7 +72,8 @@ def line_printer(console: Console) -> LineSink:
 
 
 async def _run(settings: Settings, env: dict[str, str]) -> NoReturn:
-    console = result_console()
+    require_free_port(settings.listen_host, settings.port)
+    console = OwnConsole()
     async with Supervisor(line_printer(console)) as supervisor:
         await start_redis(supervisor, settings, env)
         await start_processes(supervisor, env)
@@ -62,12 +84,12 @@ async def _run(settings: Settings, env: dict[str, str]) -> NoReturn:
 async def _announce(settings: Settings, console: Console) -> None:
     url = settings.own_url
 
-    def say(what: str) -> None:
-        console.print(f"The service is {what}", markup=False, highlight=False, soft_wrap=True)
+    def say(what: str, *, highlight: bool = False) -> None:
+        with contextlib.suppress(OSError):  # as the children's lines: a full disk or a closed pipe stops nothing
+            console.print(what, markup=False, highlight=highlight, soft_wrap=True)
 
-    await service_ready(url, say=say)
-    console.print(
+    await service_ready(url, say=lambda what: say(f"The service is {what}"))
+    say(
         f"evorec is ready at {url} (docs: {url}/docs). State: {settings.state_dir.absolute()}. Ctrl-C stops it.",
-        markup=False,
-        soft_wrap=True,
+        highlight=True,
     )

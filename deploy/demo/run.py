@@ -216,7 +216,8 @@ def _log_files(state: DemoState, files: contextlib.ExitStack) -> LineSink:
 
     def sink(name: str, line: str) -> None:
         if name not in opened:
-            opened[name] = files.enter_context((state.logs / f"{name}.log").open("w", buffering=1))
+            log = (state.logs / f"{name}.log").open("w", buffering=1, encoding="utf-8")
+            opened[name] = files.enter_context(log)
         opened[name].write(line + "\n")
 
     return sink

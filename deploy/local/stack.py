@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ import redis.exceptions
 
 from deploy.local.supervisor import RUN_MODULE, ChildSpec, Supervisor
 from shared.config import Settings
-from shared.errors import EvorecError, Unavailable
+from shared.errors import Conflict, EvorecError, Unavailable
 from shared.redis_client import connect
 
 REDIS, WORKER, SERVICE = "redis", "worker", "service"
@@ -40,6 +42,22 @@ async def start_processes(supervisor: Supervisor, env: Mapping[str, str], cwd: P
     command = (*RUN_MODULE, "deploy.cli.main")
     await supervisor.start(ChildSpec(WORKER, (*command, "worker"), env, cwd, grace_s=25))
     await supervisor.start(ChildSpec(SERVICE, (*command, "serve"), env, cwd, grace_s=30))
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Conflict where somebody listens there: their answers would be taken for those of the service to come. What else
+    is wrong with the address the service says itself.
+    """
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the service: past who has just ended
+                probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"port {port} of {host} is taken, maybe by another `evorec up`; stop that, or set EVOREC_PORT"
+            ) from error
 
 
 async def service_ready(

@@ -175,7 +175,8 @@ class Supervisor:
         while raw := await _next_line(process.stdout):
             line = raw.decode("utf-8", "replace").rstrip()
             tail.append(line)
-            with contextlib.suppress(OSError):  # a log on a full disk; a pipe that nobody empties would stop the child
+            # A log on a full disk, a terminal without the letter: a pipe that nobody empties would stop the child.
+            with contextlib.suppress(Exception):
                 self._sink(name, line)
 
 

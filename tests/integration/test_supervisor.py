@@ -79,15 +79,52 @@ async def test_lines_of_both_streams_arrive_with_the_name_of_their_child() -> No
     assert str(died.value).endswith("after")
 
 
-async def test_a_child_goes_on_where_its_lines_cannot_be_written() -> None:
-    def full(name: str, line: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), UnicodeEncodeError("latin-1", "→", 0, 1, "no such letter")],
+)
+async def test_a_child_goes_on_where_its_lines_cannot_be_written(error: Exception) -> None:
+    def fail(name: str, line: str) -> None:
+        raise error
 
-    async with Supervisor(full) as supervisor:
+    async with Supervisor(fail) as supervisor:
         await supervisor.start(python("talker", "print(('x' * 99 + chr(10)) * 30_000); print('after')"))
         with pytest.raises(ChildDied, match="talker ended with exit code 0") as died:
             await asyncio.wait_for(supervisor.watch(), 30)
     assert str(died.value).endswith("after")
+
+
+# `evorec up` with one child, which writes many lines after its first, and then ends.
+UP = """
+import asyncio, sys
+from deploy.cli.up import OwnConsole, line_printer
+from deploy.local.supervisor import ChildDied, ChildSpec, Supervisor
+TALKER = "import os; [os.write(1, (chr(0x2192) + f' {n}' + chr(10)).encode()) for n in range(20_000)]"
+async def main():
+    async with Supervisor(line_printer(OwnConsole())) as supervisor:
+        await supervisor.start(ChildSpec("talker", (sys.executable, "-c", TALKER)))
+        await supervisor.watch()
+try:
+    asyncio.run(main())
+except ChildDied as died:
+    sys.exit(f"stopped in order, after {str(died)[-5:]}")
+"""
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_up_goes_on_where_nobody_reads_or_letters_are_lacking(reads_on: bool) -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", UP], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as up:
+        assert up.stdout is not None
+        assert up.stderr is not None
+        assert up.stdout.readline() == b" talker | \\u2192 0\n"
+        if reads_on:
+            assert up.stdout.read().endswith(b" talker | \\u2192 19999\n")
+        up.stdout.close()
+        said = up.stderr.read().decode()
+        assert (up.wait(), said) == (1, "stopped in order, after 19999\n")
 
 
 async def test_files_of_the_current_folder_are_not_taken_for_ours(

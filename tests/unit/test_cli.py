@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,11 @@ from deploy.client import DomainVersions, ServiceClient
 from deploy.demo.report import taste
 from deploy.following import EvolutionFailed, NothingPublished, require_finished, require_published
 from deploy.health import check_service
+from deploy.local.stack import require_free_port
 from deploy.output import print_error, print_json
 from service.auth import KeyRing, Principal, Scope
 from shared.config import Settings
-from shared.errors import InvalidInput
+from shared.errors import Conflict, InvalidInput
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Gate
 from shared.types import DomainId, EvolutionId, Interaction, Item, ItemId, UserId
@@ -316,6 +318,20 @@ def test_what_people_can_put_right_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert "hush" not in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+def test_up_starts_nothing_where_another_listens_on_its_port(
+    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EVOREC_STATE_DIR", str(tmp_path / "state"))
+    with socket.create_server((host, 0)) as other:
+        port = other.getsockname()[1]
+        error = CliRunner().invoke(app, ["up", "--port", str(port)]).exception
+    assert isinstance(error, Conflict)
+    assert f"port {port} of 127.0.0.1 is taken" in str(error)
+    assert not (tmp_path / "state").exists()
+    require_free_port("127.0.0.1", port)
 
 
 def test_a_service_that_listens_at_an_ipv6_address_is_asked_there(monkeypatch: pytest.MonkeyPatch) -> None:

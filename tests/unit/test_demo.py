@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,14 @@ def test_sizes_of_the_environment_win_and_none_is_lost_to_a_file_that_the_proces
     with fresh_state(7) as state:
         assert (state.settings.max_located_users, state.settings.update_epochs) == (9, 1)
         assert (state.env["EVOREC_MAX_LOCATED_USERS"], state.env["EVOREC_UPDATE_EPOCHS"]) == ("9", "1")
+
+
+def test_logs_are_written_whatever_the_locale_encodes(tmp_path: Path) -> None:
+    code = (
+        "import contextlib, pathlib, sys, types; from deploy.demo.run import _log_files\n"
+        "state = types.SimpleNamespace(logs=pathlib.Path(sys.argv[1]))\n"
+        "with contextlib.ExitStack() as files: _log_files(state, files)('worker', chr(0x2192))\n"
+    )
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True)
+    assert (tmp_path / "worker.log").read_text(encoding="utf-8") == "→\n"
