@@ -223,6 +223,8 @@ def _interaction(row: Mapping[str, object]) -> Interaction:
     value = row.get("value")
     if value is not None and not isinstance(value, int | float):
         raise ValueError("value is not a number")
+    if value is not None and not math.isfinite(value):
+        raise ValueError("value is not finite")  # neither JSON nor the service has such numbers; missing is null
     recommendation = row.get("recommendation_id")
     return Interaction(
         event_id="" if row.get("event_id") is None else _identifier(row["event_id"], "event_id"),

@@ -37,7 +37,7 @@ def evolution_table(evolution: Evolution) -> Table:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, _as_it_is(value, but="\n"))
     for group in GROUPS:
         if evolution.metrics and (line := metric_line(evolution.metrics, group)):
             table.add_row(f"panel {group}", line)
@@ -78,7 +78,7 @@ def dead_letters_table(domain: DomainId, letters: Sequence[DeadLetter]) -> Table
         what = ", ".join(f"{name} {value}" for name, value in ids.items() if value is not None)
         raw = (letter.raw or "")[:RAW_SHOWN]
         cells = (at, letter.evolution_id or "", what, letter.reason, raw)
-        table.add_row(*(Text("".join(char if char.isprintable() else "?" for char in cell)) for cell in cells))
+        table.add_row(*map(_as_it_is, cells))
     return table
 
 
@@ -100,6 +100,11 @@ def _version_cells(manifest: Manifest) -> tuple[str, ...]:
     hits = (f"{after[group]['hr@1']:.3f}" if "hr@1" in after.get(group, {}) else "" for group in ("U_A", "U_I"))
     created = manifest.created_at.strftime("%Y-%m-%d %H:%M")
     return (created, manifest.reason, _numbers(manifest.located_layers), f"{manifest.forgotten_share:.1%}", *hits)
+
+
+def _as_it_is(text: str, but: str = "") -> Text:
+    """Without markup: `[/tmp/a]` of an error is none. What moves a terminal's cursor is left out, `but` for these."""
+    return Text("".join(char if char.isprintable() or char in but else "?" for char in text))
 
 
 def _numbers(values: tuple[int, ...] | None) -> str:

@@ -255,6 +255,12 @@ def test_an_evolution_as_a_table() -> None:
     assert "n=9: HR@1 0.100" in text
 
 
+def test_an_evolutions_error_is_shown_as_it_is() -> None:
+    text = rendered(evolution_table(EVOLUTION.model_copy(update={"error": "no room in [/tmp/a]\x1b[2J\n[red]for it"})))
+    assert "no room in [/tmp/a]?[2J" in text
+    assert "[red]for it" in text
+
+
 def test_a_group_that_was_not_measured_has_no_line() -> None:
     assert metric_line(METRICS, "U") is None
     assert metric_line({}, "U_A") is None

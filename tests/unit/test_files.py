@@ -191,13 +191,15 @@ def test_times_and_dates_of_parquet(tmp_path: Path, kind: str, stored: list[obje
 def test_bad_parquet_rows_are_counted_and_the_rest_goes_in(tmp_path: Path) -> None:
     path = parquet(
         tmp_path / "interactions.parquet",
-        user_id=["u", None, "u", "u"],
-        item_id=["i", "i", "", "i"],
-        timestamp=[5.0, 5.0, 5.0, float("nan")],
+        user_id=["u", None, "u", "u", "u", "u"],
+        item_id=["i", "i", "", "i", "i", "i"],
+        timestamp=[5.0, 5.0, 5.0, float("nan"), 5.0, 5.0],
+        value=[2.0, None, None, None, float("nan"), float("inf")],
     )
     loaded = read_interactions(path)
     assert [event.user_id for event in loaded.rows] == ["u"]
-    assert (loaded.n_bad, [line.number for line in loaded.first_bad]) == (3, [2, 3, 4])
+    assert (loaded.n_bad, [line.number for line in loaded.first_bad]) == (5, [2, 3, 4, 5, 6])
+    assert loaded.first_bad[-1].reason == "value is not finite"
 
 
 def test_archive_files_are_read_with_all_they_hold(settings: Settings) -> None:
