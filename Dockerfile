@@ -55,7 +55,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 USER 10001:10001
 WORKDIR /var/lib/evorec
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["python", "-P", "-m", "deploy.health", "service"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=600s --retries=3 CMD ["python", "-P", "-m", "deploy.health", "service"]
 # tini reaps vLLM's worker processes and passes signals on.
 ENTRYPOINT ["tini", "--", "evorec"]
 CMD ["serve"]
@@ -66,6 +66,6 @@ COPY --from=build-cpu /opt/evorec /opt/evorec
 USER 10001:10001
 WORKDIR /var/lib/evorec
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=180s --retries=3 CMD ["python", "-P", "-m", "deploy.health", "service"]
+HEALTHCHECK --interval=10s --timeout=10s --start-period=180s --retries=3 CMD ["python", "-P", "-m", "deploy.health", "service"]
 ENTRYPOINT ["tini", "--", "evorec"]
 CMD ["serve"]

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import health
 from deploy.cli.main import app
 from shared.config import Settings
+from tests.conftest import make_settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "deploy" / "compose.yaml"
@@ -186,6 +188,33 @@ def test_compose_hands_on_what_all_processes_share(files: tuple[Path, ...]) -> N
     assert {name: service[name] for name in names} == {name: worker[name] for name in names}
     # Without a value compose hands the shell's on, or nothing; `${X:-}` would be an empty text, which is no number.
     assert not any(value.endswith(":-}") for value in (*service.values(), *worker.values()) if isinstance(value, str))
+
+
+def test_all_settings_can_be_given_in_one_file_that_stays_here() -> None:
+    """In .env, which compose itself reads too: an entry without a value may hide what another file has."""
+    services = compose(COMPOSE)["services"]
+    for name in ("service", "worker"):
+        assert services[name]["env_file"] == [{"path": ".env", "required": False}]
+    assert "env_file" not in services["redis"]
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().split()
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+
+
+@pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
+def test_no_command_of_compose_needs_the_keys_and_without_them_nobody_is_let_in(files: tuple[Path, ...]) -> None:
+    assert not any(":?" in file.read_text() for file in files)  # `down`, `ps` and `logs` are called from other shells
+    environment = compose(*files)["services"]["service"]["environment"]
+    assert environment["EVOREC_API_KEYS"] is None
+    for keys in ({}, {"api_keys": ""}):  # unset, or set to nothing
+        assert make_settings(host=environment["EVOREC_HOST"], **keys).listen_host == "127.0.0.1"
+
+
+def test_a_health_check_has_seconds_for_its_imports_beside_a_process_that_trains() -> None:
+    lines = [arguments for _, keyword, arguments in instructions() if keyword == "HEALTHCHECK"]
+    timeouts = [re.findall(r"--timeout=(\d+)s", line) for line in lines]
+    timeouts.append([compose(COMPOSE)["services"]["worker"]["healthcheck"]["timeout"].removesuffix("s")])
+    assert len(timeouts) == 3
+    assert all(int(timeout) >= 6 + health._TIMEOUT_S for [timeout] in timeouts)
 
 
 def test_the_gpu_has_room_for_the_worker_unless_the_user_says_otherwise() -> None:
