@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
 # Two images of the same processes: `docker build --target cpu .` and `docker build --target gpu .`
+# `--build-arg EXTRAS=s3` installs that extra of pyproject.toml as well.
 # The command is `evorec`; `serve` (the default) and `worker` are what deploy/compose.yaml runs.
 
 FROM python:3.11-slim-bookworm AS base
@@ -28,7 +29,9 @@ COPY pyproject.toml constraints.txt constraints-gpu.txt README.md LICENSE ./
 COPY deploy/image/install.sh deploy/image/install.sh
 
 FROM build AS build-cpu
-RUN deploy/image/install.sh dependencies cpu /opt/evorec
+ARG EXTRAS
+# hadolint ignore=SC2086
+RUN deploy/image/install.sh dependencies cpu /opt/evorec ${EXTRAS}
 COPY shared shared
 COPY service service
 COPY evolver evolver
@@ -36,7 +39,9 @@ COPY deploy deploy
 RUN deploy/image/install.sh package /opt/evorec
 
 FROM build AS build-gpu
-RUN deploy/image/install.sh dependencies gpu /opt/evorec
+ARG EXTRAS
+# hadolint ignore=SC2086
+RUN deploy/image/install.sh dependencies gpu /opt/evorec ${EXTRAS}
 COPY shared shared
 COPY service service
 COPY evolver evolver

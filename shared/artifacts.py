@@ -25,7 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
 from shared.domains import DOMAIN_PATTERN, validate_domain
-from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.errors import Conflict, InvalidArtifact, InvalidInput, NotFound
 from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
 from shared.types import AdapterName, DomainId
@@ -290,7 +290,14 @@ class ArtifactStore:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    fs, root = fsspec.core.url_to_fs(url)
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # no package for the scheme here, or none anywhere
+        raise InvalidInput(
+            f"EVOREC_ARTIFACTS_URL begins with {url.partition('://')[0]}://, which cannot be opened here: {error}. "
+            "For s3:// install the extra `s3` (`-c constraints.txt -e '.[s3]'`; of an image, `--build-arg EXTRAS=s3`), "
+            "for others their fsspec package"
+        ) from error
     return fs, str(root).rstrip("/")
 
 

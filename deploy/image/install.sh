@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The image's two install steps; they run the same in a clean folder without a container engine:
-#   install.sh dependencies cpu|gpu VENV    everything that pyproject.toml names, at the versions of constraints*.txt
-#   install.sh package VENV                 this project itself; a change of code repeats this step alone
+#   install.sh dependencies cpu|gpu VENV [EXTRA...]   what pyproject.toml names, at the versions of constraints*.txt
+#   install.sh package VENV                           this project itself; a change of code repeats this step alone
 # Run in a folder with pyproject.toml and constraints*.txt (and, for `package`, the sources); uv must be on PATH.
 set -euo pipefail
 
 dependencies() {
-    local extra=$1 venv=$2 constraints
+    local extra=$1 venv=$2 constraints more
+    shift 2
     case $extra in
     cpu)
         constraints=constraints.txt
@@ -20,7 +21,9 @@ dependencies() {
         ;;
     esac
     uv venv --python "${PYTHON:-python3}" "$venv"
-    uv pip install --python "$venv/bin/python" --compile-bytecode -c "$constraints" -r pyproject.toml --extra "$extra"
+    local extras=(--extra "$extra")
+    for more in "$@"; do extras+=(--extra "$more"); done
+    uv pip install --python "$venv/bin/python" --compile-bytecode -c "$constraints" -r pyproject.toml "${extras[@]}"
 }
 
 package() {

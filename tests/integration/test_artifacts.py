@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
-from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.errors import Conflict, InvalidArtifact, InvalidInput, NotFound
 from shared.manifest import Manifest, adapter_name
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import DomainId
@@ -42,6 +43,15 @@ def store(artifact_settings: Settings) -> ArtifactStore:
 @pytest.fixture
 def local(settings: Settings) -> ArtifactStore:
     return ArtifactStore(settings)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/artifacts", "foo://bucket"])
+def test_a_place_that_nothing_here_can_open_is_named_by_its_setting(
+    settings: Settings, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    with pytest.raises(InvalidInput, match=rf"EVOREC_ARTIFACTS_URL begins with {url[:3].rstrip(':')}.*extra `s3`"):
+        ArtifactStore(settings.model_copy(update={"artifacts_url": url}))
 
 
 def test_what_was_committed_is_fetched(store: ArtifactStore) -> None:

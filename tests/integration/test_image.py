@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,32 @@ def test_every_step_calls_what_the_install_script_has() -> None:
     }
     assert steps == {"dependencies", "package"}
     assert all(f"\n{step}() {{" in script for step in steps)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_images_dependencies_may_have_more_extras(kind: str, tmp_path: Path) -> None:
+    """The script's own call of uv, by a uv that tells what it was asked for."""
+    assert f"deploy/image/install.sh dependencies {kind} /opt/evorec ${{EXTRAS}}" in arguments_of(
+        f"build-{kind}", "RUN"
+    )
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$@"\n')
+    uv.chmod(0o755)
+    for extras in ([], ["s3"], ["s3", "bench"]):
+        done = subprocess.run(
+            [ROOT / "deploy/image/install.sh", "dependencies", kind, "venv", *extras],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        asked = done.stdout.splitlines()[-1].split()
+        assert [asked[n + 1] for n, word in enumerate(asked) if word == "--extra"] == [kind, *extras]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in ("constraints.txt", "constraints-gpu.txt"):
+        pinned = dict(line.split("==") for line in (ROOT / name).read_text().split())
+        assert set(declared["s3"]) <= set(pinned)
+        assert pinned["s3fs"] == pinned["fsspec"]
 
 
 def test_one_version_of_uv_everywhere() -> None:
