@@ -93,10 +93,17 @@ choose_torch_source() {
     fi
 }
 
+# Whether the venv is one that this very Python made in this very place: the scripts of one that was moved call what is
+# no longer there.
+is_own() {
+    [[ $("$venv/bin/python" -VV 2>/dev/null) == "$("$1" -VV)" ]] && grep -qsF "$(pwd -P)/$venv" "$venv/bin/activate"
+}
+
 install() {
     local python=$1
+    rm -f "$stamp" # of what may be cut off half-way
     echo "Setting up $venv with $("$python" -V) (about 1 GB of packages, once)"
-    if ! is_supported "$venv/bin/python"; then
+    if ! is_own "$python"; then
         rm -rf "$venv"
         "$python" -m venv "$venv"
     fi

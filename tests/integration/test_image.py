@@ -177,6 +177,60 @@ def test_setup_with_another_python_says_which_it_found_and_not_to_install_it_aga
     assert "python3-venv" not in done.stderr
 
 
+# A Python 3.11 whose venvs, and the uv in them, do nothing; uv fails where there is a file `broken`.
+PYTHON = """#!/bin/sh
+case "$1$2" in
+-V*) echo "Python 3.11.1 ({name})" ;;
+-mvenv)
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    echo "VIRTUAL_ENV=$(pwd -P)/$3" >"$3/bin/activate"
+    printf '#!/bin/sh\\n[ ! -e broken ]\\n' >"$3/bin/uv"
+    chmod +x "$3/bin/uv"
+    ;;
+esac
+"""
+
+
+def test_setup_renews_what_another_python_made_or_was_moved_and_goes_on_after_a_failure(tmp_path: Path) -> None:
+    pythons = {}
+    for name in ("one", "two"):
+        pythons[name] = tmp_path / name
+        pythons[name].write_text(PYTHON.replace("{name}", name))
+        pythons[name].chmod(0o755)
+    project = tmp_path / "project"
+    (project / "deploy" / "local").mkdir(parents=True)
+    for file in ("pyproject.toml", "constraints.txt", "deploy/local/setup.sh"):
+        shutil.copy(ROOT / file, project / file)
+
+    def set_up(python: str, project: Path) -> int:
+        env = {**os.environ, "PYTHON": str(pythons[python])}
+        return subprocess.run([project / "deploy/local/setup.sh"], env=env, capture_output=True, check=False).returncode
+
+    def renewed(python: str, project: Path) -> bool:
+        kept = project / ".venv" / "kept"
+        kept.touch()
+        assert set_up(python, project) == 0
+        return not kept.exists()
+
+    assert set_up("one", project) == 0
+    assert not renewed("one", project)
+    (project / "constraints.txt").write_text("uv==1\n")
+    assert not renewed("one", project)  # new versions go into the same venv
+    assert renewed("two", project)
+    assert renewed("two", project.rename(tmp_path / "moved"))
+
+    project = tmp_path / "moved"
+    known = (project / "constraints.txt").read_text()
+    (project / "broken").touch()
+    (project / "constraints.txt").write_text("uv==2\n")
+    assert set_up("two", project) != 0
+    (project / "constraints.txt").write_text(known)
+    assert set_up("two", project) != 0  # what the failed one has left is not taken for what it was before
+    (project / "broken").unlink()
+    assert set_up("two", project) == 0
+
+
 @pytest.mark.parametrize("files", [(COMPOSE,), (COMPOSE, GPU)], ids=["cpu", "gpu"])
 def test_compose_runs_the_processes_that_exist(files: tuple[Path, ...]) -> None:
     content = compose(*files)
