@@ -193,7 +193,7 @@ class ServiceClient:
             else:
                 self._was_there = True
                 if response.status_code not in _PATIENCE or last:
-                    return _content(response)
+                    return _content(response, self._url)
                 wait_s = max(wait_s, _asked_wait_s(response))
             await asyncio.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
@@ -243,14 +243,20 @@ def _asked_wait_s(response: httpx.Response) -> float:
     return min(float(asked), _LONGEST_ASKED_WAIT_S) if asked.isdecimal() else 0.0
 
 
-def _content(response: httpx.Response) -> Any:
-    if response.is_success:
-        return response.json()
+def _content(response: httpx.Response, url: str) -> Any:
     try:
-        problem = response.json()
+        content = response.json()
     except ValueError:
-        problem = {}
-    if not isinstance(problem, dict):
-        problem = {}
+        content = None
+    if response.is_success:
+        if isinstance(content, dict):
+            return content
+        kind = response.headers.get("Content-Type", "of no type")
+        raise ServiceRefused(
+            f"HTTP {response.status_code}",
+            f"what listens at {url} is not evorec, it answers {response.text[:100]!r} ({kind}); check EVOREC_URL",
+            response.status_code,
+        )
+    problem = content if isinstance(content, dict) else {}
     title = str(problem.get("title") or f"HTTP {response.status_code}")
     raise ServiceRefused(title, str(problem.get("detail") or response.text[:500] or "no detail"), response.status_code)

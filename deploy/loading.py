@@ -108,21 +108,33 @@ async def loader(client: ServiceClient, direct: bool) -> AsyncIterator[Loader]:
         await redis.aclose()
 
 
-async def load_items(to: Loader, domain: DomainId, items: Sequence[Item], done: Callable[[int], object]) -> Total:
-    """`done(n)` after each batch of n rows."""
+async def load_items(
+    to: Loader,
+    domain: DomainId,
+    items: Sequence[Item],
+    done: Callable[[int], object],
+    so_far: Callable[[Total], object] = lambda _: None,
+) -> Total:
+    """`done(n)` after each batch of n rows, and `so_far(total)`: for who wants to tell it where a later one fails."""
     total = Total()
     for batch in batches(items, BATCH):
         total = total.plus(await to.put_items(domain, batch), batch)
+        so_far(total)
         done(len(batch))
     return total
 
 
 async def load_interactions(
-    to: Loader, domain: DomainId, events: Sequence[Interaction], done: Callable[[int], object]
+    to: Loader,
+    domain: DomainId,
+    events: Sequence[Interaction],
+    done: Callable[[int], object],
+    so_far: Callable[[Total], object] = lambda _: None,
 ) -> Total:
     """In order and one batch after the other: the stream's order decides between equal timestamps."""
     total = Total()
     for batch in batches(events, BATCH):
         total = total.plus(await to.post_interactions(domain, batch), batch)
+        so_far(total)
         done(len(batch))
     return total

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from deploy.cli import options
 from deploy.cli.tables import evolution_table
-from deploy.client import ServiceClient
+from deploy.client import BATCH, ServiceClient
 from deploy.files import Loaded, parse_date, read_interactions, read_items
 from deploy.following import follow, require_published, start_evolution
 from deploy.loading import Loader, Total, load_interactions, load_items, loader
@@ -176,14 +176,32 @@ async def _load(to: Loader, domain: DomainId, items: Sequence[Item], events: Seq
     with counting_progress(note_console()) as progress:
         if items:
             bar = progress.add_task("Items", total=len(items))
-            put = await load_items(to, domain, items, lambda n: progress.advance(bar, n))
+            with _telling_if_cut_off("items", len(items)) as so_far:
+                put = await load_items(to, domain, items, lambda n: progress.advance(bar, n), so_far)
             show_rejected("items", put.rejected, put.first_rejected)
         total = Total()
         if events:
             bar = progress.add_task("Interactions", total=len(events))
-            total = await load_interactions(to, domain, events, lambda n: progress.advance(bar, n))
+            with _telling_if_cut_off("interactions", len(events)) as so_far:
+                total = await load_interactions(to, domain, events, lambda n: progress.advance(bar, n), so_far)
             show_rejected("interactions", total.rejected, total.first_rejected)
         return total
+
+
+@contextmanager
+def _telling_if_cut_off(what: str, of: int) -> Iterator[Callable[[Total], object]]:
+    """Takes totals, and tells the last one where the block fails or is interrupted."""
+    totals = [Total()]
+    try:
+        yield totals.append
+    except BaseException:
+        note_console().print(
+            f"Cut off: of {of} {what} {_counts(totals[-1])}; the next {BATCH} may have arrived without an answer.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
 
 
 def _catalog(path: Path) -> tuple[Item, ...]:
@@ -215,7 +233,8 @@ def _tell(total: Total, events: Loaded[Interaction], as_json: bool) -> None:
     if as_json:
         print_json({**asdict(total), "bad_lines": events.n_bad, "outside": events.n_outside})
         return
-    result_console().print(
-        f"{total.accepted} accepted, {total.duplicates} duplicates, {total.rejected} rejected; "
-        f"{events.n_bad} bad lines, {events.n_outside} outside of the time range."
-    )
+    result_console().print(f"{_counts(total)}; {events.n_bad} bad lines, {events.n_outside} outside of the time range.")
+
+
+def _counts(total: Total) -> str:
+    return f"{total.accepted} accepted, {total.duplicates} duplicates, {total.rejected} rejected"

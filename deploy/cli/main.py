@@ -7,6 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deploy.cli.adapters import adapters
@@ -37,6 +38,8 @@ for command in (up, demo, serve, worker, pretrain, bootstrap, ingest, evolve, ad
     app.command()(command)
 app.add_typer(registry)
 
+_QUOTES = "()'\","  # what the client puts around an error's text
+
 
 def main() -> None:
     """What people can put right becomes one readable line and exit code 1; what is left is a bug, and a traceback."""
@@ -47,6 +50,8 @@ def main() -> None:
         print_error(error.title, str(error))
     except (RedisConnectionError, RedisTimeoutError) as error:
         print_error("Redis does not answer", f"{error}; check EVOREC_REDIS_URL, or start one with `evorec up`")
+    except RedisError as error:
+        print_error("Redis refused", f"{_refusal(error)}; `redis-cli INFO` tells of its memory, disk and role")
     except ValidationError as error:
         if error.title != Settings.__name__:
             raise
@@ -58,6 +63,16 @@ def main() -> None:
     else:
         return
     sys.exit(1)
+
+
+def _refusal(error: RedisError) -> str:
+    """Type and first sentence. Around it a pipeline quotes the command, and Redis one that it does not know: data.
+
+    >>> _refusal(RedisError("Command # 1 (SET user hush) of pipeline caused error: ('no memory left. Free some.',)"))
+    'RedisError: no memory left'
+    """
+    text = str(error).rpartition(" of pipeline caused error: ")[2].partition(", with args beginning with")[0]
+    return f"{type(error).__name__}: {text.strip(_QUOTES).partition('. ')[0].removesuffix('.')}"
 
 
 def _settings_to_mend(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -108,6 +109,30 @@ async def test_the_ingest_command_with_direct_and_json(
     assert "line 2: not JSON" in result.stderr
     [event] = await HistoryStore(redis, redis_settings).get(SHOP, UserId("u"))
     assert (event.item_id, event.timestamp) == ("b", parse_date("2026-01-02"))
+
+
+async def test_a_redis_that_refuses_is_one_line_without_the_data(redis: Redis, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"item_id": "secret-id", "title": "Secret title"}\n')
+    (tmp_path / "c.csv").write_text("user_id,item_id,timestamp\nu,secret-id,2026-01-01\n")
+    await redis.config_set("maxmemory", 1)
+    try:
+        result = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "deploy.cli.main", "ingest", "--direct", "--items", "items.jsonl", "c.csv"],
+            cwd=tmp_path,
+            env={**os.environ, "EVOREC_REDIS_URL": redis_url},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert result.returncode == 1
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith("Redis refused: OutOfMemoryError: command not allowed when used memory > 'maxmemory'; ")
+    assert "Cut off: of 1 items 0 accepted, 0 duplicates, 0 rejected" in result.stderr
+    assert "ecret" not in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

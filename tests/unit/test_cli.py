@@ -20,7 +20,7 @@ from deploy.cli import main, options
 from deploy.cli.main import app
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
 from deploy.cli.up import line_printer
-from deploy.client import DomainVersions, ServiceClient
+from deploy.client import DomainVersions, ServiceClient, ServiceRefused
 from deploy.demo.report import taste
 from deploy.following import EvolutionFailed, NothingPublished, require_finished, require_published
 from deploy.health import check_service
@@ -170,6 +170,21 @@ def test_an_ingest_that_takes_nothing_in_is_an_error_unless_there_was_nothing(
     serve(monkeypatch, lambda _: httpx.Response(200, json={"accepted": 0, "duplicates": 0, "rejected": rejected}))
     result = CliRunner().invoke(app, ["ingest", "--domain", "shop", files[1], "--since", since])
     assert result.exit_code == code
+
+
+def test_an_ingest_that_is_cut_off_tells_how_far_it_came(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "interactions.csv"
+    path.write_text("user_id,item_id,timestamp\n" + "".join(f"u,i,{n}\n" for n in range(1500)))
+    answers = iter(
+        [
+            httpx.Response(200, json={"accepted": 990, "duplicates": 10, "rejected": []}),
+            httpx.Response(403, json={"title": "Forbidden", "detail": "the key was removed"}),
+        ]
+    )
+    serve(monkeypatch, lambda _: next(answers))
+    result = CliRunner().invoke(app, ["ingest", "--domain", "shop", str(path)])
+    assert isinstance(result.exception, ServiceRefused)
+    assert "Cut off: of 1500 interactions 990 accepted, 10 duplicates, 0 rejected;" in result.stderr
 
 
 @pytest.mark.parametrize("files", [["ingest"], ["bootstrap", "--items", "absent", "--interactions"]])

@@ -78,6 +78,14 @@ async def test_other_failures_are_errors_too(content: bytes) -> None:
             await service.adapters()
 
 
+@pytest.mark.parametrize("content", [b"<html>welcome</html>", b"[]", b""])
+async def test_a_success_that_is_none_of_the_services_names_who_answered(content: bytes) -> None:
+    headers = {"Content-Type": "text/html"}
+    async with client(lambda _: httpx.Response(200, content=content, headers=headers)) as service:
+        with pytest.raises(ServiceRefused, match=r"http://service is not evorec.*text/html.*check EVOREC_URL"):
+            await service.adapters()
+
+
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the client would have slept."""
