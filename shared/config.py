@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -13,16 +13,19 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.errors import InvalidInput
 from shared.network import LOOPBACK, is_loopback
 from shared.precision import Dtype
 from shared.types import EVENT_TYPE_PATTERN
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+BROKER_SCHEMES = ("redis://", "rediss://", "redis+socket://")  # as Celery calls them
 SHIPPED_BASE_MODEL = Path(__file__).parent / "models" / "tiny-stores"
 
 # Of a prompt (`shared.prompt`), at most: separator, category and line end of each line, and template with answer.
@@ -31,6 +34,7 @@ MAX_CANDIDATES = 100  # in a prompt: one label each
 
 # How often something looks: 0 would never rest, and infinity is a time that neither a thread nor Redis waits for.
 Period = Annotated[float, Field(ge=0.1, le=24 * 3600)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 EventTypes = frozenset[Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]]
 
 
@@ -38,6 +42,14 @@ class Settings(BaseSettings):
     """Settings of every process. Nothing is read from the environment at import; call `Settings()`."""
 
     model_config = SettingsConfigDict(env_prefix="EVOREC_", env_file=".env", extra="ignore", frozen=True)
+
+    if not TYPE_CHECKING:  # calls are checked against pydantic's own signature
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except UnicodeDecodeError as error:  # its traceback would show the file
+                raise InvalidInput(f"the file .env is not UTF-8 (byte {error.start}): save it as UTF-8") from None
 
     # -- state ------------------------------------------------------------------------------------
     state_dir: Path = Field(Path(".evorec"), description="State of a single machine: redis/, artifacts/, bench/")
@@ -84,7 +96,7 @@ class Settings(BaseSettings):
 
     # -- service ----------------------------------------------------------------------------------
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: Port = 8000
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="`[name=]sha256$HEX:scope+scope` entries, comma separated; none: loopback only, every scope"
     )
@@ -165,11 +177,11 @@ class Settings(BaseSettings):
         "auto",
         description="Of evolutions, pretraining and benchmarks. auto: a GPU that has room for them, else the CPU",
     )
-    worker_metrics_port: int | None = Field(None, description="Prometheus' figures of the worker; unset: none")
+    worker_metrics_port: Port | None = Field(None, description="Prometheus' figures of the worker; unset: none")
     worker_metrics_host: str = "127.0.0.1"
 
     log_format: Literal["console", "json"] = "console"
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
     @property
     def longest_prompt(self) -> int:
@@ -199,15 +211,28 @@ class Settings(BaseSettings):
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.listen_host, self.listen_host)  # noqa: S104
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
-    @field_validator("redis_url")
+    @field_validator("redis_url", "broker_url")
     @classmethod
-    def _is_of_redis(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(REDIS_SCHEMES):
-            raise ValueError(f"begins with none of {', '.join(REDIS_SCHEMES)}")
+    def _is_of_redis(cls, value: str | None, info: ValidationInfo) -> str | None:
+        schemes = BROKER_SCHEMES if info.field_name == "broker_url" else REDIS_SCHEMES
+        if value is not None and not value.startswith(schemes):
+            raise ValueError(f"begins with none of {', '.join(schemes)}")
         try:
             _ = urlsplit(value or "").port
         except ValueError:  # it would name the half of a password that was taken for a port
             raise ValueError("is no URL; write #, / and ? of a password as %23, %2F and %3F") from None
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_capitals(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        if value == "":  # as a path it would be the current folder
+            raise ValueError("names no file; unset it where there is none")
         return value
 
     @field_validator("api_keys", "positive_events", "consistency_weights", mode="before")
