@@ -36,6 +36,8 @@ _DROPPED = (
     "api_keys_file",
     "positive_events",
     "rate_limit",
+    "max_concurrent_requests",
+    "max_concurrent_rankings",
     "wait_replicas",
     "worker_metrics_port",
 )

@@ -83,7 +83,9 @@ def hit_rates(trials: Sequence[Trial], ranks: Sequence[int]) -> dict[str, HitRat
 async def ask(
     client: ServiceClient, domain: DomainId, trials: Sequence[Trial], done: Callable[[], object]
 ) -> list[int]:
-    """The rank of every trial's target under the serving version; `done()` after each."""
+    """The rank of every trial's target under the serving version; `done()` after each. Raises what the first one that
+    failed did.
+    """
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def rank(trial: Trial) -> int:
@@ -92,8 +94,11 @@ async def ask(
         done()
         return rank_of(trial.target, answer)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(rank(trial)) for trial in trials]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(rank(trial)) for trial in trials]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
     return [task.result() for task in tasks]
 
 

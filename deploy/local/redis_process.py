@@ -50,7 +50,7 @@ def main() -> int:
                     sys.stdout.write("redis-server ended by itself\n")
                     return 1
         log.copy()
-    except EvorecError as error:
+    except (EvorecError, OSError) as error:
         sys.stdout.write(f"{error}\n")
         return 1
     return 0

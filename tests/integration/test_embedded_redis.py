@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -108,6 +110,19 @@ def test_a_start_that_fails_shows_the_end_of_the_log(settings: Settings) -> None
     (folder / "appendonly.aof").write_text("this is no append-only file\n")
     with pytest.raises(Unavailable, match=r"(?s)exited with status 1.*Bad file format reading the append only file"):
         EmbeddedRedis(settings).start()
+
+
+def test_a_state_folder_that_cannot_be_is_one_line_of_its_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.local.redis_process"],
+        env={**os.environ, "EVOREC_STATE_DIR": __file__},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    (line,) = done.stdout.splitlines()
+    assert __file__ in line
 
 
 async def test_redis_has_as_long_as_it_takes_to_load_its_file(

@@ -7,17 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from deploy.client import Recommendation, Recommended
+from deploy.client import Recommendation, Recommended, ServiceClient, ServiceRefused
 from deploy.demo.run import cast_of
 from deploy.demo.state import fresh_state
-from deploy.demo.trial import N_CANDIDATES, HitRates, Trial, hit_rates, panel_trials, rank_of
+from deploy.demo.trial import N_CANDIDATES, HitRates, Trial, ask, hit_rates, panel_trials, rank_of
 from evolver.stores import make_store
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.panel import in_panel
-from shared.types import ItemId, UserId
+from shared.types import DomainId, ItemId, UserId
 
 
 def test_trials_are_the_same_for_every_version_and_hold_the_target_once() -> None:
@@ -48,6 +49,15 @@ def test_hit_rates_per_group() -> None:
     assert rates["U_I"] == HitRates(3, 1 / 3, 2 / 3)
     assert rates["U"].n == 5
     assert hit_rates([], [])["U_A"] == HitRates(0, 0.0, 0.0)
+
+
+async def test_a_question_that_fails_is_the_error_of_all() -> None:
+    """Which the command tells; a group of errors would be a traceback."""
+    trials = [Trial(UserId(str(i)), ItemId("a"), (ItemId("a"),), active=True) for i in range(20)]
+    answer = httpx.MockTransport(lambda _: httpx.Response(403, json={"title": "Forbidden", "detail": "no key"}))
+    async with ServiceClient("http://service", transport=answer) as client:
+        with pytest.raises(ServiceRefused, match="no key"):
+            await ask(client, DomainId("demo"), trials, lambda: None)
 
 
 def test_the_cast_drifts_and_stays() -> None:
@@ -83,7 +93,14 @@ def test_the_demo_inherits_no_setting_that_it_would_not_get_past(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    changed = {"POSITIVE_EVENTS": "click", "WAIT_REPLICAS": "1", "WORKER_METRICS_PORT": "9100", "RATE_LIMIT": "1/hour"}
+    changed = {
+        "POSITIVE_EVENTS": "click",
+        "WAIT_REPLICAS": "1",
+        "WORKER_METRICS_PORT": "9100",
+        "RATE_LIMIT": "1/hour",
+        "MAX_CONCURRENT_REQUESTS": "1",
+        "MAX_CONCURRENT_RANKINGS": "1",
+    }
     for name, value in changed.items():
         monkeypatch.setenv(f"EVOREC_{name}", value)
     with fresh_state(7) as state:
