@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from types import MappingProxyType
 from typing import Any, Final, Self
 
 import numpy as np
@@ -93,13 +91,13 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
     known = await backend.history.users(domain)
     items = tuple(await backend.catalog.all(domain))
     reader = _Reader(backend, domain, bounds, frozenset(item.item_id for item in items))
-    arrived = await reader.window()
     if champion is None:
-        histories = await reader.histories(sorted(known), arrived)
+        histories = await reader.histories(sorted(known))
     else:
-        histories = await reader.histories(sorted(arrived), arrived)
+        active = await reader.active()
+        histories = await reader.histories(sorted(active))
         # In a thread, as whatever looks at each of millions: the loop renews the lease meanwhile.
-        for draw in await asyncio.to_thread(inactive_draws, known, frozenset(arrived), settings, seed, champion):
+        for draw in await asyncio.to_thread(inactive_draws, known, active, settings, seed, champion):
             histories |= await reader.drawn(draw)
 
     def ids_in_window() -> frozenset[str]:
@@ -162,26 +160,20 @@ class _Reader:
     bounds: Bounds
     catalog: frozenset[ItemId]
 
-    async def window(self) -> dict[UserId, list[Interaction]]:
-        """The positive events of the window, of the users who have one."""
+    async def active(self) -> frozenset[UserId]:
+        """Users with a positive event in the window."""
         positive = self.backend.settings.positive_events
-        found: defaultdict[UserId, list[Interaction]] = defaultdict(list)
-        async for event in self.backend.log.read(self.domain, self.bounds.after, self.bounds.until):
-            if event.event_type in positive:
-                found[event.user_id].append(event)
-        return dict(found)
+        events = self.backend.log.read(self.domain, self.bounds.after, self.bounds.until)
+        return frozenset({event.user_id async for event in events if event.event_type in positive})
 
-    async def histories(
-        self, users: Sequence[UserId], arrived: Mapping[UserId, Sequence[Interaction]] = MappingProxyType({})
-    ) -> dict[UserId, tuple[Interaction, ...]]:
-        """Of those users who have any, with what `arrived` in the window: views may have pushed it out of a history."""
+    async def histories(self, users: Sequence[UserId]) -> dict[UserId, tuple[Interaction, ...]]:
+        """Of those users who have any."""
         histories: dict[UserId, tuple[Interaction, ...]] = {}
         for start in range(0, len(users), _PAGE):
             page = users[start : start + _PAGE]
             for user, events in (await self.backend.history.get_many(self.domain, page)).items():
-                together = _joined(events, arrived.get(user, ()))
-                if kept := tuple(event for event in together if self._teaches(event)):
-                    histories[user] = kept[-self.backend.settings.max_history :]
+                if kept := tuple(event for event in events if self._teaches(event)):
+                    histories[user] = kept
         return histories
 
     async def drawn(self, draw: Draw) -> dict[UserId, tuple[Interaction, ...]]:
@@ -200,15 +192,6 @@ class _Reader:
     def _teaches(self, event: Interaction) -> bool:
         positive = event.event_type in self.backend.settings.positive_events
         return positive and event.item_id in self.catalog and self.bounds.started(event)
-
-
-def _joined(history: Sequence[Interaction], arrived: Sequence[Interaction]) -> Sequence[Interaction]:
-    """Each event once, in a history's order."""
-    there = {event.event_id for event in history}
-    missing = [event for event in arrived if event.event_id not in there]
-    if not missing:
-        return history
-    return sorted([*history, *missing], key=lambda event: (event.timestamp, order_of(event.stream_id)))
 
 
 async def _popularity(backend: Backend, domain: DomainId, catalog: frozenset[ItemId]) -> dict[ItemId, float]:

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         description="Event types that are learned from; others only make an item seen",
     )
     max_history: PositiveInt = Field(
-        500, description="Newest interactions kept per user, of all types: many views push purchases out"
+        500, description="Newest interactions kept per user: so many that are learned from, and as many others"
     )
     event_id_ttl_s: PositiveInt = 7 * 24 * 3600
     max_clock_skew_s: PositiveInt = Field(24 * 3600, description="A timestamp further in the future is rejected")

@@ -1,10 +1,14 @@
-"""Users' histories: the newest interactions of each, ordered by (timestamp, stream id)."""
+"""Users' histories: the newest interactions of each, ordered by (timestamp, stream id).
+
+Those that are learned from, and those that only make an item seen, are kept and capped apart, and read together.
+"""
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import structlog
@@ -16,7 +20,7 @@ from shared.interaction_codec import decode
 from shared.redis_client import text, texts
 from shared.redis_keys import PartitionKeys, partition_of
 from shared.stream import FIELD, PAGE
-from shared.types import DomainId, Interaction, UserId
+from shared.types import DomainId, Interaction, UserId, order_of
 
 log = structlog.get_logger(__name__)
 
@@ -25,21 +29,23 @@ ERASED_IDS_KEPT_S = 24 * 3600
 _ORDER = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 # KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased;
-# then erased ids.  ARGV: user, seconds that these are kept.  -> erased ids
+# then erased ids, seen.  ARGV: user, seconds that the ids are kept.  -> erased ids
 # They are noted in the step that removes the entries: a retry, of the client or of the caller, answers the same.
 # A member starts with its zero-padded stream id, "000001719230000000-0000000003"... up to the first '|'.
 ERASE = """
-for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local ms, seq = string.match(member, '^0*(%d+)%-0*(%d+)|')
-  if ms then
-    local id = ms .. '-' .. seq
-    redis.call('SADD', KEYS[8], id)
-    redis.call('XDEL', KEYS[2], id)
-    redis.call('XDEL', KEYS[5], id)
+for _, history in ipairs({KEYS[1], KEYS[9]}) do
+  for _, member in ipairs(redis.call('ZRANGE', history, 0, -1)) do
+    local ms, seq = string.match(member, '^0*(%d+)%-0*(%d+)|')
+    if ms then
+      local id = ms .. '-' .. seq
+      redis.call('SADD', KEYS[8], id)
+      redis.call('XDEL', KEYS[2], id)
+      redis.call('XDEL', KEYS[5], id)
+    end
   end
 end
 redis.call('EXPIRE', KEYS[8], ARGV[2])
-redis.call('DEL', KEYS[1])
+redis.call('DEL', KEYS[1], KEYS[9])
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('SREM', KEYS[4], ARGV[1])
 if redis.call('EXISTS', KEYS[6]) == 1 then redis.call('SADD', KEYS[7], ARGV[1]) end
@@ -71,9 +77,12 @@ class HistoryStore:
             chunk = user_ids[start : start + PIPELINE]
             pipe = self._redis.pipeline(transaction=False)
             for user_id in chunk:
-                pipe.zrange(self._keys(domain, user_id).history(user_id), 0, -1)
-            for user_id, members in zip(chunk, await pipe.execute(), strict=True):
-                histories[user_id], unreadable = _history(members)
+                keys = self._keys(domain, user_id)
+                pipe.zrange(keys.history(user_id), 0, -1)
+                pipe.zrange(keys.seen(user_id), 0, -1)
+            found = iter(await pipe.execute())
+            for user_id, learned, seen in zip(chunk, found, found, strict=True):
+                histories[user_id], unreadable = _history(learned, seen)
                 for member, reason in unreadable:
                     await self._set_aside(domain, user_id, member, reason)
         return histories
@@ -110,6 +119,7 @@ class HistoryStore:
         await self._erase_capped(keys, user_id)
         restore = [keys.restored, keys.restoring, keys.erased]
         fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore, keys.erased_ids(user_id)]
+        fixed.append(keys.seen(user_id))
         return frozenset(texts(await self._erase(keys=fixed, args=[user_id, ERASED_IDS_KEPT_S])))
 
     async def note_erased(self, domain: DomainId, user_id: UserId, stream_ids: Collection[str]) -> None:
@@ -140,19 +150,21 @@ class HistoryStore:
         return PartitionKeys(domain, partition_of(user_id, self._settings.partitions))
 
 
-def _history(members: Iterable[str]) -> tuple[tuple[Interaction, ...], list[tuple[str, str]]]:
-    """Each event once, and (member, reason) of what cannot be read."""
-    # The first of two twins stays where it was; a dict keeps that order.
-    events: dict[str, Interaction] = {}
-    unreadable = []
-    for member in members:
+def _history(learned: Sequence[str], seen: Sequence[str]) -> tuple[tuple[Interaction, ...], list[tuple[str, str]]]:
+    """Each event once, both kinds in one order, and (member, reason) of what cannot be read."""
+    events, unreadable = [], []
+    for member in chain(learned, seen):
         try:
-            event = _event(member)
+            events.append(_event(member))
         except Unreadable as error:
             unreadable.append((member, str(error)))
-        else:
-            events.setdefault(event.event_id, event)
-    return tuple(events.values()), unreadable
+    if learned and seen:
+        events.sort(key=lambda event: (event.timestamp, order_of(event.stream_id)))
+    # The first of two twins stays where it was; a dict keeps that order.
+    once: dict[str, Interaction] = {}
+    for event in events:
+        once.setdefault(event.event_id, event)
+    return tuple(once.values()), unreadable
 
 
 def _event(member: str) -> Interaction:

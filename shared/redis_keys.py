@@ -55,7 +55,7 @@ class PartitionKeys:
 
     @property
     def capped(self) -> str:
-        """Set of users whose oldest interactions left the history (they are still in the stream)."""
+        """Set of users whose oldest interactions left the history, or `seen` (they are still in the stream)."""
         return self._key("capped")
 
     @property
@@ -102,7 +102,12 @@ class PartitionKeys:
         return self._key(f"erased-ids:{user_digest(user_id)}")
 
     def history(self, user_id: UserId) -> str:
+        """Sorted set: the user's newest interactions that are learned from."""
         return self._key(f"history:{user_id}")
+
+    def seen(self, user_id: UserId) -> str:
+        """Sorted set: the user's newest interactions of other types, apart, so that views push no purchase out."""
+        return self._key(f"seen:{user_id}")
 
     def event(self, event_id: str) -> str:
         return self._key(f"event:{event_id}")

@@ -23,7 +23,7 @@ from shared.errors import Conflict, InvalidInput, NotFound
 from shared.fixed_settings import keep_fixed_settings
 from shared.interaction_codec import encode
 from shared.redis_keys import DomainKeys, PartitionKeys
-from shared.stream import REMEMBER, popularity_weight
+from shared.stream import REMEMBER, history_key, popularity_weight
 from shared.types import DomainId, Interaction, StreamPositions, order_of
 
 log = structlog.get_logger(__name__)
@@ -60,10 +60,10 @@ end
 return {'on', unpack(redis.call('HMGET', KEYS[3], 'after', 'until', 'open'))}
 """
 
-# KEYS: restored, users, popularity, capped, restoring, erased, then the event-id key of each event, then the history
-# keys.  ARGV: number of events, max_history, position before, position behind, then per event: stream id, payload,
-# timestamp, user, item, log2 popularity weight ('' where the event does not count), index of the user's history key,
-# seconds that its event id is still remembered ('' where that time is over).
+# KEYS: restored, users, popularity, capped, restoring, erased, then the event-id key of each event, then the keys of
+# histories and `seen`.  ARGV: number of events, max_history, position before, position behind, then per event: stream
+# id, payload, timestamp, user, item, log2 popularity weight ('' where the event does not count), index of the user's
+# key, seconds that its event id is still remembered ('' where that time is over).
 # -> events brought back; one whose id is known already (sent again since the loss) is left out; -1: nothing done,
 # somebody else has moved the position. A retry of the client, whose answer got lost, gets the answer.
 RESTORE = (
@@ -234,7 +234,7 @@ class Restorer:
         behind = events[-1].stream_id
         args: list[str | int | float] = [len(events), self._settings.max_history, position, behind]
         for event in events:
-            index = histories.setdefault(keys.history(event.user_id), len(histories) + 1)
+            index = histories.setdefault(history_key(keys, event, self._settings), len(histories) + 1)
             weight = popularity_weight(event, self._settings)
             args += (event.stream_id, encode(event), event.timestamp, event.user_id, event.item_id, weight, index)
             args.append(self._remembered_s(event))

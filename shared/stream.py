@@ -53,9 +53,9 @@ local function cap(touched, max_history)
 end
 """
 
-# KEYS: stream, users, popularity, capped, then the event-id key of each event, then the history keys.
+# KEYS: stream, users, popularity, capped, then the event-id key of each event, then the keys of histories and `seen`.
 # ARGV: number of events, max_history, ttl, then per event: payload, timestamp, user, item,
-#       log2 popularity weight ('' where the event does not count), index of the user's history key.
+#       log2 popularity weight ('' where the event does not count), index of the user's key.
 # The event id is set last: after a crash between two commands a retry repairs, and readers drop the event's twin.
 APPEND = (
     REMEMBER
@@ -125,6 +125,12 @@ def popularity_weight(event: Interaction, settings: Settings) -> float | str:
     return log2_weight(event.timestamp, settings.popularity_half_life_days)
 
 
+def history_key(keys: PartitionKeys, event: Interaction, settings: Settings) -> str:
+    """Where the user's newest interactions of the event's kind are."""
+    kind = keys.history if event.event_type in settings.positive_events else keys.seen
+    return kind(event.user_id)
+
+
 class InteractionLog:
     """Append-only, but for erasure (`HistoryStore.erase`)."""
 
@@ -181,7 +187,7 @@ class InteractionLog:
         histories: dict[str, int] = {}
         args: list[str | int | float] = [len(events), self._settings.max_history, self._settings.event_id_ttl_s]
         for event in events:
-            index = histories.setdefault(keys.history(event.user_id), len(histories) + 1)
+            index = histories.setdefault(history_key(keys, event, self._settings), len(histories) + 1)
             args += (
                 encode(event),
                 event.timestamp,

@@ -120,7 +120,11 @@ class StreamMachine(RedisMachine):
         for user, events in _by_user(self.accepted).items():
             # Python's sort keeps the order of arrival where timestamps are equal, as stream ids do.
             moments = {_id(event): event.timestamp for event in self.accepted}
-            expected[user] = sorted(events, key=moments.__getitem__)[-CAP:]
+            bought = {_id(event) for event in self.accepted if event.event_type == "purchase"}
+            ordered = sorted(events, key=moments.__getitem__)
+            kinds = [event for event in ordered if event in bought], [event for event in ordered if event not in bought]
+            held = {event for kind in kinds for event in kind[-CAP:]}
+            expected[user] = [event for event in ordered if event in held]
             newest[user] = max(moments[event] for event in events)
         assert {user: [event.event_id for event in events] for user, events in kept.histories.items()} == expected
         assert kept.newest == newest

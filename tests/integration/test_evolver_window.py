@@ -181,16 +181,15 @@ async def test_what_arrives_after_the_start_belongs_to_the_next_window(backend: 
     assert await backend.log.count(DOMAIN, after=window.until) == 1
 
 
-async def test_purchases_that_views_pushed_out_of_a_history_are_learned(backend: Backend) -> None:
+async def test_views_push_no_purchase_out_of_what_is_learned(backend: Backend) -> None:
     backend = changed(backend, max_history=5)
     await fill(backend)
     await bootstrap(backend)
     bought = [Interaction(f"buy {n}", USERS[0], ITEMS[n].item_id, 9_000.0 + n) for n in range(3)]
     views = [Interaction(f"view {n}", USERS[0], ITEMS[n].item_id, 9_100.0 + n, "view") for n in range(9)]
     await backend.log.append(DOMAIN, [*bought, *views])
-    assert not {event.event_type for event in await backend.history.get(DOMAIN, USERS[0])} - {"view"}
 
     window = await load_window(backend, DOMAIN, seed=0)
 
     assert window.inputs.window_event_ids == {event.event_id for event in bought}
-    assert [event.event_id for event in window.inputs.histories[USERS[0]]] == [event.event_id for event in bought]
+    assert [event.event_id for event in window.inputs.histories[USERS[0]]][-3:] == [event.event_id for event in bought]

@@ -36,6 +36,37 @@ async def test_the_newest_are_kept(redis: Redis, small: Settings) -> None:
     assert await log.count(BEAUTY, {}) == 6
 
 
+async def test_views_push_no_purchase_out(redis: Redis, small: Settings) -> None:
+    log, history = InteractionLog(redis, small), HistoryStore(redis, small)
+    await log.append(BEAUTY, [interaction(item=f"bought{n}", at=n) for n in range(2)])
+    await log.append(BEAUTY, [interaction(item=f"seen{n}", at=n + 0.5, event_type="view") for n in range(9)])
+    found = [event.item_id for event in await history.get(BEAUTY, U1)]
+    assert found == ["bought0", "bought1", "seen6", "seen7", "seen8"]
+    await log.append(BEAUTY, [interaction(item=f"later{n}", at=7 + n) for n in range(3)])
+    found = [event.item_id for event in await history.get(BEAUTY, U1)]
+    assert found == ["seen6", "later0", "seen7", "later1", "seen8", "later2"]  # in the order of their times
+
+
+async def test_kinds_of_equal_times_follow_the_stream(redis: Redis, redis_settings: Settings) -> None:
+    events = [interaction(item=f"i{n}", event_type="view" if n % 2 else "purchase") for n in range(30)]
+    await InteractionLog(redis, redis_settings).append(BEAUTY, events)
+    found = await HistoryStore(redis, redis_settings).get(BEAUTY, U1)
+    assert [event.item_id for event in found] == [event.item_id for event in events]
+
+
+async def test_what_older_versions_kept_in_one_history_is_read_as_it_was(
+    redis: Redis, redis_settings: Settings
+) -> None:
+    log, history = InteractionLog(redis, redis_settings), HistoryStore(redis, redis_settings)
+    keys = PartitionKeys(BEAUTY, 0)
+    await log.append(BEAUTY, [interaction(item=f"i{n}", at=n, event_type="view") for n in range(3)])
+    await redis.rename(keys.seen(U1), keys.history(U1))
+    await log.append(BEAUTY, [interaction(item="i3", at=3), interaction(item="i4", at=4, event_type="view")])
+    assert [event.item_id for event in await history.get(BEAUTY, U1)] == [f"i{n}" for n in range(5)]
+    assert len(await history.erase(BEAUTY, U1)) == 5
+    assert not await redis.exists(keys.seen(U1), keys.history(U1))
+
+
 async def test_equal_times_follow_the_stream(redis: Redis, redis_settings: Settings) -> None:
     items = [f"i{n}" for n in range(30)]
     await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item=item) for item in items])
@@ -55,10 +86,11 @@ async def test_users_come_newest_first(redis: Redis, redis_settings: Settings, p
 
 async def test_erasure_leaves_nothing_of_the_user(redis: Redis, small: Settings) -> None:
     log, history = InteractionLog(redis, small), HistoryStore(redis, small)
-    # Five of u1, of which the history keeps three: the others are in the stream alone.
+    # Five of u1, of which the history keeps three: the others are in the stream alone. As many views.
     await log.append(BEAUTY, [interaction("u1", f"i{n}", n) for n in range(5)] + [interaction("u2", "i9", 9)])
+    await log.append(BEAUTY, [interaction("u1", f"i{n}", n, event_type="view") for n in range(5)])
     theirs = {event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY)) if event.user_id == U1}
-    assert len(theirs) == 5
+    assert len(theirs) == 10
     assert await history.erase(BEAUTY, U1) == theirs
     assert await history.get(BEAUTY, U1) == ()
     assert await history.users(BEAUTY) == [U2]

@@ -26,8 +26,6 @@ def test_a_users_partition_never_changes() -> None:
 
 def test_keys_of_a_script_share_their_hash_tag() -> None:
     keys = PartitionKeys(DomainId("beauty"), 3)
-    assert {
-        key.split("}")[0]
-        for key in (keys.stream, keys.users, keys.history(UserId("u")), keys.event("e"), keys.erased_ids(UserId("u")))
-    } == {"evorec:{beauty:3"}
+    of_a_user = [key(UserId("u")) for key in (keys.history, keys.seen, keys.erased_ids)]
+    assert {key.split("}")[0] for key in (keys.stream, keys.users, keys.event("e"), *of_a_user)} == {"evorec:{beauty:3"}
     assert DomainKeys(DomainId("beauty")).aliases == "evorec:{beauty}:aliases"
