@@ -110,7 +110,7 @@ def _work(plan: Plan, base: str, job: Job) -> None:
             run.try_leave_one_out(_Silent())
         else:
             replace(run, leave_one_out=False).run(_Silent())
-    except (EvorecError, OSError):
+    except EvorecError:
         raise
     except Exception:  # not every library's error can be made again in the parent, and one that cannot breaks the pool
         raise RuntimeError(traceback.format_exc()) from None
