@@ -88,7 +88,7 @@ def goals(seeds: Sequence[Results]) -> list[Goal]:
     if EVOREC not in names:
         return []
     judges: dict[str, Judge] = {}
-    others = [name for name in names if name != EVOREC and not name.startswith(f"{EVOREC}-")]
+    others = [name for name in names if name in MAIN and name != EVOREC]
     for kind, candidates in itertools.product(KINDS, DRAWN_SETS):
         where = f"`{kind}`, {candidates}"
         if others:
