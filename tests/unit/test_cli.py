@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import json
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +16,13 @@ from typer.testing import CliRunner
 from deploy.cli import main, options
 from deploy.cli.main import app
 from deploy.cli.tables import adapters_table, evolution_table, metric_line
-from deploy.cli.up import line_printer
 from deploy.client import DomainVersions, ServiceClient, ServiceRefused
 from deploy.demo.report import taste
 from deploy.following import EvolutionFailed, NothingPublished, require_finished, require_published
 from deploy.health import check_service
-from deploy.local.stack import require_free_port
 from deploy.output import print_error, print_json
-from service.auth import KeyRing, Principal, Scope
 from shared.config import Settings
-from shared.errors import Conflict, InvalidInput
+from shared.errors import InvalidInput
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Gate
 from shared.types import DomainId, EvolutionId, Interaction, Item, ItemId, UserId
@@ -341,20 +335,6 @@ def test_what_people_can_put_right_is_one_line(
     assert "hush" not in line
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", ""])
-def test_up_starts_nothing_where_another_listens_on_its_port(
-    host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("EVOREC_STATE_DIR", str(tmp_path / "state"))
-    with socket.create_server((host, 0)) as other:
-        port = other.getsockname()[1]
-        error = CliRunner().invoke(app, ["up", "--port", str(port)]).exception
-    assert isinstance(error, Conflict)
-    assert f"port {port} of 127.0.0.1 is taken" in str(error)
-    assert not (tmp_path / "state").exists()
-    require_free_port("127.0.0.1", port)
-
-
 def test_a_service_that_listens_at_an_ipv6_address_is_asked_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("HOST", "::1"), ("PORT", "1")):
         monkeypatch.setenv(f"EVOREC_{name}", value)
@@ -378,26 +358,6 @@ def test_no_id_becomes_an_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.err == "Not found: no user a:x:\n"
 
 
-class FullDisk(io.StringIO):
-    full = True
-
-    def write(self, text: str) -> int:
-        if self.full:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return super().write(text)
-
-
-def test_lines_that_could_not_be_written_are_forgotten() -> None:
-    disk = FullDisk()
-    sink = line_printer(Console(file=disk, width=60))
-    for _ in range(2):
-        with pytest.raises(OSError, match="No space left"):
-            sink("worker", "lost")
-    disk.full = False
-    sink("worker", "kept")
-    assert disk.getvalue() == " worker | kept\n"
-
-
 def test_a_taste_is_what_was_bought_most() -> None:
     items = {ItemId(i): Item(ItemId(i), i, category) for i, category in (("a", "Kitchen > Tea"), ("b", "Pens"))}
     events = [
@@ -405,27 +365,3 @@ def test_a_taste_is_what_was_bought_most() -> None:
     ]
     assert taste(events, items, UserId("u")) == "Tea (2), Pens (1)"
     assert taste(events, items, UserId("nobody")) == "nothing"
-
-
-def test_a_new_key_opens_what_its_entry_says() -> None:
-    result = CliRunner().invoke(app, ["key", "--name", "shop", "--scopes", "ingest+recommend", "--json"])
-    assert result.exit_code == 0, result.output
-    made = json.loads(result.stdout)
-    ring = KeyRing.parse([made["entry"]])
-    expected = Principal(frozenset({Scope.ingest, Scope.recommend}), "shop")
-    assert ring.authenticate(made["key"], None) == expected
-    assert made["key"] not in made["entry"]
-    assert ring.plain == ()
-    again = json.loads(CliRunner().invoke(app, ["key", "--name", "shop", "--json"]).stdout)
-    assert again["key"] != made["key"]
-
-
-def test_an_existing_key_is_hashed_and_not_repeated() -> None:
-    result = CliRunner().invoke(app, ["key", "--name", "shop", "--scopes", "admin", "--hash"], input="hush-hush\n")
-    assert KeyRing.parse([result.stdout.strip()]).authenticate("hush-hush", None).name == "shop"
-    assert "hush" not in result.output
-
-
-@pytest.mark.parametrize("options", [["--name", "a:b"], ["--name", "shop", "--scopes", "root"]])
-def test_a_key_that_cannot_be_is_no_key(options: list[str]) -> None:
-    assert isinstance(CliRunner().invoke(app, ["key", *options]).exception, InvalidInput)
