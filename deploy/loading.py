@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from deploy.client import BATCH, Ingested, ServiceClient, batches, event_body
 from shared.catalog import CatalogStore
@@ -17,6 +18,8 @@ from shared.types import DomainId, Interaction, Item, ItemId
 
 if TYPE_CHECKING:
     from service.schemas.common import Rejected
+
+Row = TypeVar("Row", Item, Interaction)
 
 SHOWN_REJECTED = 5
 _SHOWN_VALUE = 100  # characters
@@ -116,12 +119,7 @@ async def load_items(
     so_far: Callable[[Total], object] = lambda _: None,
 ) -> Total:
     """`done(n)` after each batch of n rows, and `so_far(total)`: for who wants to tell it where a later one fails."""
-    total = Total()
-    for batch in batches(items, BATCH):
-        total = total.plus(await to.put_items(domain, batch), batch)
-        so_far(total)
-        done(len(batch))
-    return total
+    return await _in_batches(items, partial(to.put_items, domain), done, so_far)
 
 
 async def load_interactions(
@@ -132,9 +130,18 @@ async def load_interactions(
     so_far: Callable[[Total], object] = lambda _: None,
 ) -> Total:
     """In order and one batch after the other: the stream's order decides between equal timestamps."""
+    return await _in_batches(events, partial(to.post_interactions, domain), done, so_far)
+
+
+async def _in_batches(
+    rows: Sequence[Row],
+    send: Callable[[Sequence[Row]], Awaitable[Ingested]],
+    done: Callable[[int], object],
+    so_far: Callable[[Total], object],
+) -> Total:
     total = Total()
-    for batch in batches(events, BATCH):
-        total = total.plus(await to.post_interactions(domain, batch), batch)
+    for batch in batches(rows, BATCH):
+        total = total.plus(await send(batch), batch)
         so_far(total)
         done(len(batch))
     return total

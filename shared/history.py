@@ -118,8 +118,8 @@ class HistoryStore:
         keys = self._keys(domain, user_id)
         await self._erase_capped(keys, user_id)
         restore = [keys.restored, keys.restoring, keys.erased]
-        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore, keys.erased_ids(user_id)]
-        fixed.append(keys.seen(user_id))
+        of_user = [keys.erased_ids(user_id), keys.seen(user_id)]
+        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore, *of_user]
         return frozenset(texts(await self._erase(keys=fixed, args=[user_id, ERASED_IDS_KEPT_S])))
 
     async def note_erased(self, domain: DomainId, user_id: UserId, stream_ids: Collection[str]) -> None:

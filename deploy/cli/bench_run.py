@@ -163,11 +163,11 @@ class Plan:
                 base_model_info(self.base)
             except NotFound as error:
                 raise NotFound(f"{error}".replace("EVOREC_BASE_MODEL=", "--base ")) from error
-        begun = [seed for seed in seeds if (self.folder(seed) / ARGUMENTS).is_file()]
-        for seed in begun:
-            timeline, _ = self.source.timeline(seed)
-            run = self.seed_run(seed, timeline, self.base or str(SHIPPED_BASE_MODEL))
-            run.refuse_other_arguments(but="base")
+        for seed in seeds:
+            if (self.folder(seed) / ARGUMENTS).is_file():
+                timeline, _ = self.source.timeline(seed)
+                run = self.seed_run(seed, timeline, self.base or str(SHIPPED_BASE_MODEL))
+                run.refuse_other_arguments(but="base")
 
     def folder(self, seed: int) -> Path:
         return self.out / f"seed-{seed}"
