@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -45,13 +46,16 @@ def evolution_table(evolution: Evolution) -> Table:
 
 
 def adapters_table(domains: list[DomainVersions]) -> Table:
-    table = Table(title="Adapter versions", title_justify="left")
-    for column in ("domain", "version", "alias", "created", "reason", "located", "forgotten", "HR@1 U_A", "HR@1 U_I"):
-        table.add_column(column, no_wrap=column in ("domain", "version"))
+    """Every version, whose name begins with its domain's. Nothing is cut in a terminal of 80 columns."""
+    table = Table(
+        title="Adapter versions", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in ("version", "alias", "created", "reason", "layers", "forgot", "HR@1\nU_A", "HR@1\nU_I"):
+        table.add_column(column, no_wrap=column not in ("created", "layers"), overflow="fold")
     for entry in domains:
         for manifest in entry.versions:
             aliases = ", ".join(name for name, version in entry.aliases.items() if version == manifest.name)
-            table.add_row(entry.domain, manifest.name, aliases, *_version_cells(manifest))
+            table.add_row(manifest.name, aliases, *_version_cells(manifest))
     return table
 
 
@@ -85,21 +89,21 @@ def dead_letters_table(domain: DomainId, letters: Sequence[DeadLetter]) -> Table
 def metric_line(metrics: Metrics, group: str) -> str | None:
     """`n=31: HR@1 0.161 -> 0.194, HR@3 ...`; None where the group was not measured."""
     before, after = (metrics.get(when, {}).get(group, {}) for when in ("before", "after"))
-    if not after:
+    if not after.get("n"):
         return None
     parts = [
         f"{name.upper()} {f'{before[name]:.3f} -> ' if name in before else ''}{after[name]:.3f}"
         for name in ("hr@1", "hr@3", "ndcg@3")
         if name in after
     ]
-    return f"n={after.get('n', 0):.0f}: {', '.join(parts)}"
+    return f"n={after['n']:.0f}: {', '.join(parts)}"
 
 
 def _version_cells(manifest: Manifest) -> tuple[str, ...]:
     after = manifest.metrics.get("after", {})
-    hits = (f"{after[group]['hr@1']:.3f}" if "hr@1" in after.get(group, {}) else "" for group in ("U_A", "U_I"))
+    hits = (f"{after[group]['hr@1']:.3f}" if after.get(group, {}).get("n") else "" for group in ("U_A", "U_I"))
     created = manifest.created_at.strftime("%Y-%m-%d %H:%M")
-    return (created, manifest.reason, _numbers(manifest.located_layers), f"{manifest.forgotten_share:.1%}", *hits)
+    return (created, manifest.reason, _ranges(manifest.located_layers), f"{manifest.forgotten_share:.1%}", *hits)
 
 
 def _as_it_is(text: str, but: str = "") -> Text:
@@ -109,6 +113,17 @@ def _as_it_is(text: str, but: str = "") -> Text:
 
 def _numbers(values: tuple[int, ...] | None) -> str:
     return " ".join(map(str, values or ()))
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """`0-2 7` for layers 0, 1, 2 and 7."""
+    runs: list[list[int]] = []
+    for layer in sorted(layers):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _gate(passed: bool, reasons: tuple[str, ...]) -> str:

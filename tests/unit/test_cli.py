@@ -47,8 +47,8 @@ PUBLISHED = EVOLUTION.model_copy(update={"status": EvolutionStatus.published})
 NEW_YEAR = 1767225600.0  # 2026
 
 
-def rendered(renderable: object) -> str:
-    console = Console(width=200)
+def rendered(renderable: object, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -273,18 +273,23 @@ def test_an_evolutions_error_is_shown_as_it_is() -> None:
 def test_a_group_that_was_not_measured_has_no_line() -> None:
     assert metric_line(METRICS, "U") is None
     assert metric_line({}, "U_A") is None
+    assert metric_line({"after": {"U_I": {"n": 0.0, "hr@1": 0.0}}}, "U_I") is None
 
 
-def test_versions_as_a_table() -> None:
-    manifest = factories.manifest(1)
-    entry = DomainVersions(
-        domain=manifest.domain, aliases={"champion": manifest.name}, paused=False, versions=(manifest,)
+def test_versions_as_a_table_that_a_terminal_shows_whole() -> None:
+    nobody_inactive = {"after": {"U_A": {"n": 40.0, "hr@1": 0.3}, "U_I": {"n": 0.0, "hr@1": 0.0}}}
+    evolved = factories.manifest(2).model_copy(update={"located_layers": (0, 2, 5, 6, 7), "metrics": METRICS})
+    bootstrapped = factories.manifest(1).model_copy(
+        update={"located_layers": tuple(range(28)), "reason": "bootstrap", "metrics": nobody_inactive}
     )
-    text = rendered(adapters_table([entry]))
-    assert "beauty-v000001" in text
-    assert "2 5 6" in text
-    assert "0.300" in text
-    assert "champion" in text
+    aliases = {"champion": bootstrapped.name, "challenger": evolved.name}
+    entry = DomainVersions(domain=evolved.domain, aliases=aliases, paused=False, versions=(evolved, bootstrapped))
+    text = rendered(adapters_table([entry]), width=80)
+    words = text.split()
+    assert "…" not in text
+    assert "0.000" not in words  # of nobody
+    assert {"beauty-v000002", "challenger", "0", "2", "5-7", "0.250", "0.100"} <= set(words)
+    assert {"beauty-v000001", "champion", "0-27", "bootstrap", "0.300"} <= set(words)
 
 
 @pytest.mark.parametrize("status", [EvolutionStatus.failed, EvolutionStatus.cancelled])
