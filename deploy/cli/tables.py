@@ -46,7 +46,7 @@ def evolution_table(evolution: Evolution) -> Table:
 
 
 def adapters_table(domains: list[DomainVersions]) -> Table:
-    """Every version, whose name begins with its domain's. Nothing is cut in a terminal of 80 columns."""
+    """Every version, whose name begins with its domain's. 80 columns show it whole, unless that name is long."""
     table = Table(
         title="Adapter versions", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
     )

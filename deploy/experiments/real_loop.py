@@ -90,7 +90,7 @@ def main(
     """Pretrain, bootstrap, ingest, evolve, recommend."""
     items, interactions = data / "items.jsonl.gz", data / "interactions.csv.gz"
     past, window, user = _dates(interactions)
-    made, base = base is not None, (base or state / domain / "base").absolute()
+    base = (base or state / domain / "base").absolute()
     env = {
         "EVOREC_STATE_DIR": str(state.absolute()),
         "EVOREC_BASE_MODEL": str(base),
@@ -109,7 +109,7 @@ def main(
     }
     run = Transcript(env, results)
     source = ["--items", str(items), "--interactions", str(interactions), "--until", past]
-    if not made:
+    if not (base / "pretrain.json").exists():
         start = ["--start-from", str(SHIPPED_BASE_MODEL), "--scale", str(scale)]
         run.evorec("pretrain", *source, "--out", str(base), *start, save_as="pretrain")
         results["pretrain"]["base_model"] = base.name  # the folder is this machine's own
