@@ -12,6 +12,7 @@ from evolver import heartbeat
 from shared.config import Settings
 from shared.errors import EvorecError, Unavailable
 from shared.redis_client import connect
+from shared.telemetry import described
 
 _TIMEOUT_S = 4
 
@@ -37,7 +38,7 @@ async def _beats(settings: Settings) -> bool:
     try:
         return await asyncio.wait_for(heartbeat.beats(client), _TIMEOUT_S)
     except (redis.exceptions.RedisError, TimeoutError, OSError) as error:
-        raise Unavailable(f"Redis does not answer: {error!r}") from error
+        raise Unavailable(f"Redis does not answer: {described(error)}") from error
     finally:
         await client.aclose()
 

@@ -23,6 +23,7 @@ from shared.config import Settings
 from shared.errors import EvolutionEnded, EvorecError, LeaseLost
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
+from shared.telemetry import described
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,7 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
             # Here too: the upkeep that prunes drops the copies of its own machine alone.
             await backend.retention.drop_copies(ended.domain, in_use=frozenset())
         except (RedisError, OSError) as error:
-            log.warning("evolution_not_cleaned_up", evolution=evolution.id, error=repr(error))
+            log.warning("evolution_not_cleaned_up", evolution=evolution.id, error=described(error))
     return ended
 
 

@@ -11,6 +11,7 @@ from evolver.backend import Backend
 from shared.config import Settings
 from shared.errors import Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
+from shared.telemetry import described
 from shared.types import DomainId
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ class Figures:
             try:
                 await self._read(backend, domain)
             except Exception as error:
-                log.warning("figures_not_read", domain=domain, error=repr(error))
+                log.warning("figures_not_read", domain=domain, error=described(error))
 
     async def _read(self, backend: Backend, domain: DomainId) -> None:
         runs = await backend.evolutions.list(domain, LOOKED_AT)

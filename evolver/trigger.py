@@ -14,6 +14,7 @@ from evolver.backend import Backend
 from shared.config import Settings
 from shared.errors import EvolutionRunning
 from shared.evolutions import Evolution, EvolutionStatus, refusal_by_route
+from shared.telemetry import described
 from shared.types import DomainId, EvolutionId
 
 log = structlog.get_logger(__name__)
@@ -129,7 +130,7 @@ async def tick(backend: Backend, enqueue: Enqueue, clock: Callable[[], float] = 
                     log.info("evolution_enqueued", domain=domain, evolution=evolution.id, status=evolution.status)
                     enqueued.append(evolution.id)
         except Exception as error:
-            log.warning("tick_failed", domain=domain, error=repr(error))
+            log.warning("tick_failed", domain=domain, error=described(error))
     return enqueued
 
 

@@ -16,6 +16,7 @@ from shared.errors import Unavailable
 from shared.manifest import split_adapter_name
 from shared.redis_client import maybe_text, texts
 from shared.redis_keys import DomainKeys
+from shared.telemetry import described
 from shared.types import AdapterName, DomainId
 
 log = structlog.get_logger(__name__)
@@ -102,7 +103,7 @@ async def tick(backend: Backend, enqueue: EnqueueUpkeep) -> list[DomainId]:
             if idle and await due(backend, domain) and await _enqueue(backend, domain, enqueue):
                 enqueued.append(domain)
         except Exception as error:  # a domain that cannot be looked at does not stop the others
-            log.warning("upkeep_not_enqueued", domain=domain, error=repr(error))
+            log.warning("upkeep_not_enqueued", domain=domain, error=described(error))
     return enqueued
 
 

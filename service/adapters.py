@@ -30,6 +30,7 @@ from shared.changes import changes
 from shared.config import Settings
 from shared.registry import CHAMPION, Registry
 from shared.retention import Retention
+from shared.telemetry import described
 from shared.types import AdapterName, DomainId, UserId
 
 log = structlog.get_logger(__name__)
@@ -159,14 +160,14 @@ class AdapterManager:
                 self._scheduled.discard(domain)
                 await self.sync(domain)
         except Exception as error:
-            log.warning("domain_not_synced", domain=domain, error=repr(error))
+            log.warning("domain_not_synced", domain=domain, error=described(error))
 
     async def _schedule_all(self) -> None:
         """Waits for none: an artifact store that stalls for one domain must not stop the others."""
         try:
             domains = await self._store.domains()
         except Exception as error:
-            log.warning("registry_unreachable", error=repr(error))
+            log.warning("registry_unreachable", error=described(error))
             return
         if not self._listed:
             self._listed, self._must_serve = True, self._must_serve | set(domains)
@@ -275,7 +276,7 @@ class AdapterManager:
         try:
             await self._retention.drop_copies(domain, in_use)
         except (RedisError, OSError) as error:
-            log.warning("copies_not_dropped", domain=domain, error=repr(error))
+            log.warning("copies_not_dropped", domain=domain, error=described(error))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.callers import client_host
 from service.problems import path_of
 from shared.redis_keys import AUDIT, AUDIT_DENIED
+from shared.telemetry import described
 from shared.types import order_of
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,7 @@ class AuditLog:
             async with asyncio.timeout(STORE_TIMEOUT_S), self._writing[stream]:
                 await self._redis.xadd(stream, {"record": record.model_dump_json()}, maxlen=MAX_RECORDS)
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("audit_not_stored", error=repr(error))
+            log.warning("audit_not_stored", error=described(error))
 
     async def newest(self, limit: int) -> list[AuditRecord]:
         """Newest first; what cannot be read is left out."""

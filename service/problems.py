@@ -12,13 +12,16 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from shared.errors import EvorecError
+from shared.telemetry import described
 
 log = structlog.get_logger(__name__)
 
@@ -160,14 +163,13 @@ def _methods_of(request: Request) -> list[str]:
 
 
 def _on_redis_error(request: Request, error: Exception) -> Response:
-    log.error("redis_unreachable", path=path_of(request.scope), error=repr(error))
-    return problem(
-        request,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Temporarily unavailable",
-        "the data store cannot be reached",
-        headers={"Retry-After": "5"},
-    )
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        event, detail = "redis_unreachable", "the data store cannot be reached"
+    else:
+        event, detail = "redis_refused", "the data store refused the command; the service's log says why"
+    log.error(event, path=path_of(request.scope), error=described(error))
+    headers = {"Retry-After": "5"}
+    return problem(request, HTTPStatus.SERVICE_UNAVAILABLE, "Temporarily unavailable", detail, headers=headers)
 
 
 def _on_unexpected(request: Request, error: Exception) -> Response:

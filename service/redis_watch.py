@@ -12,6 +12,7 @@ from service.durability import durability_warnings
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.fixed_settings import require_fixed_settings
+from shared.telemetry import described
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ class RedisWatch:
         try:
             found = (*await durability_warnings(self._redis), *await self._conflicts())  # reads alone: writes may fail
         except (RedisError, OSError) as error:
-            log.debug("durability_unknown", error=repr(error))
+            log.debug("durability_unknown", error=described(error))
             return False
         for warning in found:
             if warning not in self.warnings:

@@ -14,6 +14,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.metrics import Metrics
 from shared.errors import Unavailable
+from shared.telemetry import described
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +66,7 @@ class StoreGuard:
     def _note_away(self, error: Exception) -> None:
         if not self.away:
             self._metrics.store_available.set(0)
-            log.error("store_away", error=repr(error))
+            log.error("store_away", error=described(error))
         self._next_look = self._clock() + PAUSE_S
 
     def _note_back(self) -> None:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from shared.domains import validate_domain
 from shared.errors import InvalidInput
 from shared.redis_keys import CHANGES_CHANNEL
+from shared.telemetry import described
 from shared.types import DomainId
 
 log = structlog.get_logger(__name__)
@@ -43,5 +44,5 @@ async def changes(redis: Redis) -> AsyncIterator[DomainId]:
                     else:
                         yield domain
         except (RedisError, OSError, UnicodeDecodeError) as error:
-            log.warning("changes_lost", remedy="trying again", error=repr(error))
+            log.warning("changes_lost", remedy="trying again", error=described(error))
             await asyncio.sleep(RECONNECT_S)

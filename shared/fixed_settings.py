@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.errors import Conflict
 from shared.redis_client import connect, maybe_text
 from shared.redis_keys import FIXED_SETTINGS
+from shared.telemetry import described
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,6 @@ async def require_fixed_settings_at_start(settings: Settings) -> None:
     try:
         await require_fixed_settings(redis, settings)
     except (RedisError, OSError) as error:
-        log.debug("fixed_settings_unknown", error=repr(error))
+        log.debug("fixed_settings_unknown", error=described(error))
     finally:
         await redis.aclose()

@@ -21,6 +21,7 @@ from shared.redis_client import text
 from shared.redis_keys import CHANGES_CHANNEL, DomainKeys
 from shared.registry_records import AliasMove, RegistryRecords, Route
 from shared.registry_scripts import CONSIDER, MOVE, RESERVE, SET_ROUTE
+from shared.telemetry import described
 from shared.types import AdapterName, DomainId, StreamPositions
 
 log = structlog.get_logger(__name__)
@@ -231,7 +232,7 @@ class Registry:
             await self.record_moves(domain)
         except RedisError as error:
             # The alias has moved: whoever is told otherwise moves it once more. The worker's tick records it.
-            log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
+            log.warning("alias_move_not_recorded", domain=domain, error=described(error))
 
     async def record_moves(self, domain: DomainId) -> None:
         """Writes what the outbox holds to the artifact store; what cannot be written waits for the next call."""

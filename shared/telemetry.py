@@ -51,6 +51,15 @@ def bound_request_id(request_id: str) -> AbstractContextManager[None]:
     return structlog.contextvars.bound_contextvars(request_id=request_id)
 
 
+def described(error: BaseException) -> str:
+    """An error's kind and message for a record's `error`; redis-py's own `repr` leaves the message out.
+
+    >>> described(TimeoutError("no answer"))
+    "TimeoutError('no answer')"
+    """
+    return f"{type(error).__name__}({str(error)!r})"
+
+
 def _process(name: str) -> Processor:
     def add(_: object, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         event["process"] = name

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from tests.service_support import SHOP, Running
 
@@ -234,3 +235,16 @@ async def test_redis_away_is_503(running: Running, redis: Any) -> None:
     finally:
         await redis.config_set("maxclients", 10_000)
     assert (await running.http.get(f"/items/i1?domain={SHOP}")).status_code == 200
+
+
+async def test_what_redis_refuses_is_503_and_the_log_says_why(running: Running, redis: Any) -> None:
+    await redis.config_set("maxmemory", 1)  # Redis reads, and refuses to write
+    try:
+        with capture_logs() as logs:
+            document = problem(await running.http.post("/interactions", json={"interactions": [GOOD]}), 503)
+    finally:
+        await redis.config_set("maxmemory", 0)
+    assert document["detail"].startswith("the data store refused the command")
+    assert "maxmemory" not in document["detail"]
+    (logged,) = (each for each in logs if each["event"] == "redis_refused")
+    assert "maxmemory" in logged["error"]

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 
 from service.metrics import Metrics
 from shared.config import Settings
-from shared.telemetry import bound_request_id, configure_logging
+from shared.telemetry import bound_request_id, configure_logging, described
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,12 @@ def test_an_exception_is_logged_with_its_traceback(settings: Settings, capsys: p
     except ValueError:
         structlog.get_logger().exception("failed")
     assert "ValueError: bad" in json.loads(capsys.readouterr().err)["exception"]
+
+
+@pytest.mark.parametrize("kind", [ResponseError, RedisConnectionError])
+def test_an_error_of_redis_is_described_with_its_message(kind: type[RedisError]) -> None:
+    """Its own repr leaves that out."""
+    assert described(kind("OOM\n")) == f"{kind.__name__}('OOM\\n')"
 
 
 def test_console_format_and_level(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
