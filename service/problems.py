@@ -82,7 +82,7 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> Response:
     """The problem document as a response."""
-    request_id = request.scope.get("state", {}).get("request_id")
+    request_id = _request_id(request)
     document = Problem(
         type=f"urn:evorec:problem:{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}",
         title=title,
@@ -96,6 +96,11 @@ def problem(
         # Answers to unexpected errors are made outside of the middleware that adds the header.
         headers = {**(headers or {}), "X-Request-ID": request_id}
     return ProblemResponse(document.model_dump(), status_code=status, headers=headers)
+
+
+def _request_id(request: Request) -> str | None:
+    request_id: str | None = request.scope.get("state", {}).get("request_id")
+    return request_id
 
 
 def path_of(scope: Scope) -> str:
@@ -173,7 +178,8 @@ def _on_redis_error(request: Request, error: Exception) -> Response:
 
 
 def _on_unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected_error", path=path_of(request.scope), exc_info=error)
+    # Called outside of the middleware that binds the id to records.
+    log.error("unexpected_error", path=path_of(request.scope), request_id=_request_id(request), exc_info=error)
     detail = "an unexpected error; the service's log has it under this request id"
     return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", detail)
 

@@ -224,6 +224,15 @@ async def test_a_request_id_comes_back_unless_it_is_unfit(running: Running) -> N
     assert len(unfit.headers["X-Request-ID"]) == 32
 
 
+async def test_an_unexpected_error_is_logged_under_the_request_id_that_the_caller_gets(running: Running) -> None:
+    running.queue.error = RuntimeError("a bug")
+    with capture_logs() as logs:
+        document = problem(await running.http.post("/admin/evolve", json={}), 500)
+    (logged,) = (each for each in logs if each["event"] == "unexpected_error")
+    assert logged["request_id"] == document["request_id"]
+    assert "a bug" not in str(document)
+
+
 async def test_redis_away_is_503(running: Running, redis: Any) -> None:
     await running.recommend()
     await redis.config_set("maxclients", 1)
