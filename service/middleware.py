@@ -12,6 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import Metrics
@@ -30,6 +31,16 @@ def request_id_of(headers: Headers) -> str:
     """The caller's id where it is fit for logs and headers, else a new one."""
     given = headers.get(REQUEST_ID, "")
     return given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def pattern_of(scope: Scope) -> str:
+    """The pattern of the request's route, of one that was answered before it was routed too; else `unmatched`."""
+    route = scope.get("route")
+    if route is None:
+        # As the router chooses: the first that takes path and method, else the first that takes the path.
+        best = max(scope["app"].routes, key=lambda each: each.matches(scope)[0].value)
+        route = best if best.matches(scope)[0] is not Match.NONE else None
+    return getattr(route, "path", "unmatched")
 
 
 class RequestContext:
@@ -76,7 +87,7 @@ class RequestContext:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         # Paths are the callers' to invent; the patterns are ours and few.
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = pattern_of(scope)
         self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
         self._metrics.http_seconds.labels(scope["method"], route).observe(seconds)
         log.debug("request", method=scope["method"], route=route, status=status, ms=round(1000 * seconds, 1))

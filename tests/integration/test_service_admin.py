@@ -220,6 +220,26 @@ async def test_metrics_count_by_route_not_by_path(running: Running) -> None:
     assert "secret" not in text
 
 
+async def test_what_is_refused_before_it_is_routed_counts_under_its_route(guarded: Running) -> None:
+    boss, junk = {"X-API-Key": "boss"}, b"\0"
+    statuses = [
+        (await guarded.http.delete("/items/secret")).status_code,
+        (await guarded.http.get("/users/secret/history")).status_code,
+        (await guarded.http.post("/recommend", content=junk, headers=boss)).status_code,
+        (await guarded.http.get("/wp-admin")).status_code,
+    ]
+    assert statuses == [401, 401, 400, 401]
+    text = (await guarded.http.get("/metrics")).text
+    for method, route, status in (
+        ("DELETE", "/items/{item_id:path}", 401),
+        ("GET", "/users/{user_id:path}/history", 401),
+        ("POST", "/recommend", 400),
+        ("GET", "unmatched", 401),
+    ):
+        assert f'evorec_http_requests_total{{method="{method}",route="{route}",status="{status}"}} 1.0' in text
+    assert "secret" not in text
+
+
 async def test_dead_letters_newest_first(running: Running, redis: Redis) -> None:
     letters = DeadLetters(redis)
     for number in range(3):
