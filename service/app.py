@@ -117,6 +117,7 @@ def _lifespan(
             _background(services.adapters.run(), "adapters"),
             _background(prompts.load(), "prompts"),
             _background(services.redis_watch.run(), "redis-watch"),
+            _background(services.guard.look_while_away(services.catalog.domains), "store-guard"),
         ]
         try:
             yield {"services": services}
@@ -192,6 +193,7 @@ def _open(
         redis=redis,
         patient=patient,
         metrics=counters,
+        guard=guard,
         log=InteractionLog(redis, settings),
         histories=histories,
         remembered=remembered,

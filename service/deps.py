@@ -24,6 +24,7 @@ from service.refusals import RefusalStore
 from service.remembered import RememberedHistories
 from service.schemas.common import DomainName
 from service.slots import Slots
+from service.store_guard import StoreGuard
 from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
@@ -46,6 +47,7 @@ class Services:
     redis: Redis
     patient: Redis
     metrics: Metrics
+    guard: StoreGuard
     log: InteractionLog
     histories: HistoryStore
     remembered: RememberedHistories

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from asyncio import timeout
+from asyncio import sleep, timeout
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import ClassVar, TypeVar
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MaxConnectionsError
+from redis.exceptions import MaxConnectionsError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.metrics import Metrics
@@ -62,6 +63,14 @@ class StoreGuard:
             raise StoreAway("the data store cannot be reached") from error
         self._note_back()
         return answer
+
+    async def look_while_away(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Until cancelled: tries a store that is away by `ask`, so that its return shows where nobody else asks."""
+        while True:
+            await sleep(PAUSE_S)
+            if self.away:
+                with suppress(StoreAway, RedisError):
+                    await self.read(ask)
 
     def _note_away(self, error: Exception) -> None:
         if not self.away:

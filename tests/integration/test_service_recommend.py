@@ -196,6 +196,22 @@ async def test_a_new_domain_answers_at_once(running: Running) -> None:
     assert answer.json()["degraded"] == "no_adapter"
 
 
+async def test_a_store_that_is_back_shows_without_another_recommendation(running: Running, redis: Redis) -> None:
+    async def available(figure: str) -> bool:
+        return f"evorec_store_available {figure}" in (await running.http.get("/metrics")).text
+
+    await redis.config_set("maxclients", 1)
+    try:
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        assert (await running.recommend(history=None)).json()["degraded"] == "store_unavailable"
+        assert await available("0.0")
+    finally:
+        await redis.config_set("maxclients", 10_000)
+    async with asyncio.timeout(20):
+        while not await available("1.0"):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def at_once(running: Running, n: int, *, ended: int) -> list[httpx.Response]:
     """Answers to `n` recommendations of which the engine holds all but `ended`: those have ended before it goes on."""
     gate = running.engines.last.gate = asyncio.Event()
