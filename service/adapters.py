@@ -94,6 +94,10 @@ class AdapterManager:
         finally:
             slot.leave()
 
+    def wanted(self, domain: DomainId) -> bool:
+        """Whether the registry names a champion, one that is still loading or refused too."""
+        return self._wanted.get(domain, DomainRoute()).champion is not None
+
     def champion(self, domain: DomainId) -> ServingVersion | None:
         """The champion that answers in this process."""
         slot = self._slots.get(self._routes.get(domain, DomainRoute()).champion)

@@ -155,3 +155,6 @@ class Versions(Protocol):
 
     def lease(self, domain: DomainId, user_id: UserId | None) -> AbstractContextManager[ServingVersion | None]:
         """The version that answers this user, kept loaded for the block; None where nothing serves the domain."""
+
+    def wanted(self, domain: DomainId) -> bool:
+        """Whether the domain has a champion, one that is still loading or refused too."""

@@ -184,7 +184,8 @@ class Recommender:
 
     async def _answer(self, ask: Ask, catalog: CatalogSnapshot, version: ServingVersion | None) -> Answer:
         if version is None:
-            return Answer(await self._popular(ask, catalog), "no_adapter")
+            missing = "adapter_unavailable" if self._versions.wanted(ask.domain) else "no_adapter"
+            return Answer(await self._popular(ask, catalog), missing)
         if not ask.history:
             return Answer(await self._popular(ask, catalog), "no_history")
         with self._timed("retrieve"):

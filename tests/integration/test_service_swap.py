@@ -124,6 +124,25 @@ async def test_a_version_that_does_not_fit_is_refused_and_its_predecessor_serves
     await until(running, {first: "serving"})
 
 
+async def test_a_first_champion_that_does_not_serve_is_no_missing_one(running: Running) -> None:
+    """Who is to be told of a refused champion takes a domain without one for a new domain."""
+
+    async def degraded() -> object:
+        return (await running.recommend()).json()["degraded"]
+
+    assert await degraded() == "no_adapter"
+    stranger = await running.publisher.publish(base_model_hash="f" * 64)
+    await until(running, {stranger: "refused"})
+    assert await degraded() == "adapter_unavailable"
+    gate = running.engines.last.gate = asyncio.Event()
+    sound = await running.publisher.publish()
+    await until(running, {stranger: "refused", sound: "warming"})
+    assert await degraded() == "adapter_unavailable"
+    running.engines.last.gate = None
+    gate.set()
+    await running.served_by(sound)
+
+
 async def test_damaged_files_are_refused(running: Running) -> None:
     first = await running.publisher.publish()
     await running.served_by(first)
