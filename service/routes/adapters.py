@@ -90,6 +90,8 @@ async def put_route(body: RouteRequest, request: Request, services: ServicesDep)
         raise InvalidInput("share: there is no challenger to give a share to")
     if challenger is not None and challenger == await services.registry.champion(domain):
         raise Conflict(f"{challenger} is the champion already")
+    if challenger not in (None, current.challenger) and body.share is None:
+        raise InvalidInput("share: say which share of the users, such as 0.1, the new challenger is to answer")
     if given & {"challenger", "share"}:
         await services.registry.set_trial(domain, challenger, current.share if body.share is None else body.share)
     if body.paused is not None:

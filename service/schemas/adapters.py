@@ -54,7 +54,7 @@ class RouteRequest(Request):
 
     domain: DomainName | None = None
     challenger: Identifier | None = Field(None, description="null ends the trial")
-    share: float | None = Field(None, ge=0, le=1)
+    share: float | None = Field(None, ge=0, le=1, description="Of the users; a new challenger needs one")
     paused: bool | None = None
 
 

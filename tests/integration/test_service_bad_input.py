@@ -10,6 +10,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from shared.registry_records import Route
 from tests.service_support import SHOP, Running
 
 pytest_plugins = ["tests.service_fixtures"]
@@ -206,8 +207,11 @@ async def test_strange_titles(running: Running) -> None:
 
 async def test_bad_routes(running: Running) -> None:
     version = await running.publisher.publish()
+    other = await running.publisher.publish(champion=False)
     for body, status in (
         ({}, 422),
+        ({"challenger": other}, 422),
+        ({"challenger": other, "paused": True}, 422),
         ({"share": 0.5}, 422),
         ({"challenger": "shop-v000099", "share": 0.5}, 404),
         ({"challenger": version, "share": 0.5}, 409),
@@ -215,6 +219,7 @@ async def test_bad_routes(running: Running) -> None:
         ({"paused": "yes"}, 422),
     ):
         problem(await running.http.put("/admin/routes", json=body), status)
+    assert await running.publisher.registry.route(SHOP) == Route()
 
 
 async def test_a_request_id_comes_back_unless_it_is_unfit(running: Running) -> None:

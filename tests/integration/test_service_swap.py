@@ -168,6 +168,8 @@ async def test_a_challenger_answers_a_sticky_share(running: Running) -> None:
     async def adapters() -> list[str]:
         return [(await running.recommend(user_id=f"u{n}")).json()["adapter"] for n in range(60)]
 
+    again = await running.http.put("/admin/routes", json={"domain": SHOP, "challenger": challenger})
+    assert again.json() == answer.json()
     first = await adapters()
     assert 10 <= first.count(challenger) <= 40
     assert await adapters() == first
