@@ -171,6 +171,20 @@ async def test_a_redis_that_would_lose_interactions_is_warned_of(
         assert "allkeys-lru" in warnings[1]
 
 
+async def test_a_redis_that_syncs_when_the_system_likes_is_warned_of_where_it_tells(
+    settings: Settings, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    with RedisServer(tmp_path / "redis", unused_tcp_port, appendfsync="no") as server:
+        async with connect(settings.model_copy(update={"redis_url": server.url})) as client:
+            (warning,) = await durability_warnings(client)
+            assert "appendfsync no" in warning
+            await client.config_set("appendfsync", "everysec")
+            assert await durability_warnings(client) == ()
+            await client.config_set("appendfsync", "no")
+            await client.acl_setuser("default", commands=["-config"])
+            assert await durability_warnings(client) == ()
+
+
 async def test_the_embedded_redis_is_not_warned_of(settings: Settings) -> None:
     with EmbeddedRedis(settings):
         async with connect(settings) as client:
