@@ -13,28 +13,33 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from redis.asyncio import Redis
 
 from shared.config import Settings
 from shared.errors import Unavailable
+from shared.redis_client import text
 from shared.redis_keys import PartitionKeys
 from shared.types import DomainId, ItemId
 
 SNAPSHOT_S = 2.0
 BUSY_SHARE = 0.05
-"""Of the time, at most, goes into counting anew: Redis answers nobody else while it hands out a million items."""
+"""Of the time, at most, goes into counting anew, which takes Redis and a thread of ours seconds for a million items."""
+PAGE = 50_000
+"""Items, about, that Redis hands out in one answer: nobody else has one meanwhile, and no answer takes so long that the
+store seems to be away."""
 
 Shares = Mapping[ItemId, float]
 """Item -> share of the domain's decayed mass, largest first."""
 
-Answers = Sequence[str | bytes]
-"""What `MASSES` says of each partition."""
+Answer = str | bytes
+"""What `MASSES` says of one page."""
 
-# KEYS: popularity.  -> [item, log2 mass, item, ...] as one string: the client takes ten times as long over an answer
-# of 10,000 parts, and the loop that waits for it serves requests.
-MASSES = "return cjson.encode(redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'))"
+# KEYS: popularity.  ARGV: cursor, items.  -> [next cursor, [item, log2 mass, item, ...]] as one string: the client
+# takes ten times as long over an answer of 10,000 parts, and the loop that waits for it serves requests.
+MASSES = "return cjson.encode(redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]))"
 
 
 def log2_weight(timestamp: float, half_life_days: float) -> float:
@@ -68,7 +73,7 @@ class _Snapshot:
     shares: Shares
 
 
-async def ask_now(ask: Callable[[], Awaitable[Answers]]) -> Answers:
+async def ask_now(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     """No guard: what goes wrong is the caller's to handle."""
     return await ask()
 
@@ -83,9 +88,9 @@ class PopularityStore:
         redis: Redis,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
-        read: Callable[[Callable[[], Awaitable[Answers]]], Awaitable[Answers]] = ask_now,
+        read: Callable[[Callable[[], Awaitable[Answer]]], Awaitable[Answer]] = ask_now,
     ) -> None:
-        """`read` asks Redis, or raises Unavailable where it is away: then the last snapshot goes on, however old."""
+        """`read` asks Redis for one page, or raises Unavailable where it is away: the last snapshot then goes on."""
         self._redis = redis
         self._settings = settings
         self._clock = clock
@@ -107,13 +112,13 @@ class PopularityStore:
             if (shares := self._fresh(domain)) is None:
                 began = self._clock()
                 try:
-                    answers = await self._guarded(lambda: self._read(domain))
+                    pages = [await self._pages(domain, partition) for partition in range(self._settings.partitions)]
                 except Unavailable:
                     known = self._snapshots.get(domain)
                     return {} if known is None else known.shares
                 # A tenth of a second for 100,000 items, in which the loop serves others and Redis is not waited for.
                 loop = asyncio.get_running_loop()
-                shares = await loop.run_in_executor(self._thread, _shares_of_answers, answers)
+                shares = await loop.run_in_executor(self._thread, _shares_of_pages, pages)
                 taken = self._clock()
                 self._snapshots[domain] = _Snapshot(taken, max(SNAPSHOT_S, (taken - began) / BUSY_SHARE), shares)
             return shares
@@ -130,14 +135,24 @@ class PopularityStore:
             return None
         return snapshot.shares
 
-    async def _read(self, domain: DomainId) -> Answers:
-        keys = [PartitionKeys(domain, partition).popularity for partition in range(self._settings.partitions)]
-        return [await self._masses(keys=[key]) for key in keys]
+    async def _pages(self, domain: DomainId, partition: int) -> list[str]:
+        key = PartitionKeys(domain, partition).popularity
+        pages: list[str] = []
+        cursor = "0"
+        while not pages or cursor != "0":
+            ask = partial(self._masses, keys=[key], args=[cursor, PAGE])
+            page = text(await self._guarded(ask))
+            pages.append(page)
+            cursor = page.split('"', 2)[1]
+        return pages
 
 
-def _shares_of_answers(answers: Answers) -> Shares:
+def _shares_of_pages(partitions: Sequence[Sequence[str]]) -> Shares:
     masses: list[tuple[str, float]] = []
-    for answer in answers:
-        flat = json.loads(answer) or []  # an empty list is `{}` to Lua
-        masses += zip(flat[::2], map(float, flat[1::2]), strict=True)
+    for pages in partitions:
+        of_partition: dict[str, float] = {}  # ZSCAN may say an item twice
+        for page in pages:
+            flat = json.loads(page)[1] or []  # an empty list is `{}` to Lua
+            of_partition.update(zip(flat[::2], map(float, flat[1::2]), strict=True))
+        masses += of_partition.items()
     return shares_of(masses)

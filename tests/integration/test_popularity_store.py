@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from shared.config import Settings
-from shared.popularity import SNAPSHOT_S, Answers, PopularityStore, shares_of
+from shared.popularity import PAGE, SNAPSHOT_S, Answer, PopularityStore, shares_of
+from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import ItemId
 from tests.factories import BEAUTY, interaction
@@ -67,7 +68,7 @@ async def _count_one_before_another(popularity: PopularityStore, log: Interactio
 async def test_what_takes_long_to_count_is_counted_less_often(redis: Redis, redis_settings: Settings) -> None:
     now = 0.0
 
-    async def read_slowly(ask: Callable[[], Awaitable[Answers]]) -> Answers:
+    async def read_slowly(ask: Callable[[], Awaitable[Answer]]) -> Answer:
         nonlocal now
         now += 1.0
         return await ask()
@@ -86,7 +87,7 @@ async def test_counting_is_no_part_of_what_redis_is_waited_for(
     """A guard would take a large domain for a store that is away."""
     waiting = False
 
-    async def read(ask: Callable[[], Awaitable[Answers]]) -> Answers:
+    async def read(ask: Callable[[], Awaitable[Answer]]) -> Answer:
         nonlocal waiting
         waiting = True
         answers = await ask()
@@ -102,6 +103,22 @@ async def test_counting_is_no_part_of_what_redis_is_waited_for(
     assert await PopularityStore(redis, redis_settings, read=read).counted(BEAUTY) == {"i1": 1.0}
 
 
+async def test_a_large_domain_is_read_in_pages(redis: Redis, redis_settings: Settings) -> None:
+    """What is asked for at once is bounded, so that the largest domain does not look like a store that is away."""
+    read: list[Answer] = []
+
+    async def noting(ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        read.append(await ask())
+        return read[-1]
+
+    n = 2 * PAGE
+    await redis.zadd(PartitionKeys(BEAUTY, 0).popularity, {f"i{item}": 0.0 for item in range(n)})
+    shares = await PopularityStore(redis, redis_settings, read=noting).counted(BEAUTY)
+    assert len(shares) == n
+    assert set(shares.values()) == {1 / n}
+    assert max(map(len, read)) < 0.75 * sum(map(len, read))
+
+
 async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: Settings) -> None:
     item = 'ü "/\\\n\x00'
     await InteractionLog(redis, redis_settings).append(BEAUTY, [interaction(item=item)])
@@ -109,14 +126,14 @@ async def test_many_who_ask_at_once_make_one_read(redis: Redis, redis_settings: 
     await redis.config_resetstat()
     answers = await asyncio.gather(*(popularity.counted(BEAUTY) for _ in range(50)))
     assert answers == [{item: 1.0}] * 50
-    assert (await redis.info("commandstats"))["cmdstat_zrange"]["calls"] == 1
+    assert (await redis.info("commandstats"))["cmdstat_zscan"]["calls"] == 1
 
 
 async def test_nobody_waits_for_whoever_renews_a_snapshot(redis: Redis, redis_settings: Settings) -> None:
     now, answered = 0.0, asyncio.Event()
     answered.set()
 
-    async def read_slowly(ask: Callable[[], Awaitable[Answers]]) -> Answers:
+    async def read_slowly(ask: Callable[[], Awaitable[Answer]]) -> Answer:
         await answered.wait()
         return await ask()
 
