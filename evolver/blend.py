@@ -3,9 +3,10 @@
 With f_e(c) what expert e says of candidate c (`shared.ranking.expert_features`), the blend is a conditional logit
 (McFadden 1974) with one weight per expert, and
 
-    w = argmin_{w >= 0}  - mean_sets mean_users log softmax_c(w . f(c))[target]  +  |w - w_0|^2 / (2 n)
+    w = argmin_{w >= 0}  - mean_sets mean_users log softmax_c(w . f(c))[target]  +  m |w - w_0|^2 / (2 n)
 
-n being the users of a set. The last term is a prior: it decides where there are few users, and is forgotten with many.
+n being the users of a set. The last term is a prior, worth m users: it decides where there are few, and is forgotten
+with many. w_0 are the parent's weights, which earlier users chose (ADR 0037); a version without one has a constant.
 The likelihood is smooth where a rank is not, so it says more about the same users (ADR 0020).
 """
 
@@ -21,18 +22,24 @@ from evolver.scoring import Scored
 from shared.ranking import BlendWeights, expert_features
 
 PRIOR = BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
+PARENT_WORTH = 30  # m, in users, of a parent's weights; those of `PRIOR`, which nobody chose, are worth one
+START_AT_LEAST = 1e-3  # where softplus still has a gradient
 DIGITS = 4
 _ITERATIONS = 100
 
 
-def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
-    """The likeliest weights for some sets of candidates, which count alike; `PRIOR` where nobody can be asked."""
+def choose_blend(scored: Sequence[Sequence[Scored]], parent: BlendWeights | None = None) -> BlendWeights:
+    """The likeliest weights for some sets of candidates, which count alike. Where nobody can be asked they are the
+    parent's, or `PRIOR`.
+    """
+    expected, worth = (parent, PARENT_WORTH) if parent else (PRIOR, 1)
     sets = [_padded(found) for chosen in scored if (found := [one for one in chosen if one.target >= 0])]
-    prior = torch.tensor([PRIOR.llm, PRIOR.retriever, PRIOR.popularity], dtype=torch.float64)
     if not sets:
-        return PRIOR
+        return expected
+    prior = torch.tensor([expected.llm, expected.retriever, expected.popularity], dtype=torch.float64)
     n_users = float(np.mean([len(targets) for _, _, targets in sets]))
-    free = torch.log(torch.expm1(prior)).requires_grad_()  # softplus(free) >= 0 are the weights
+    # softplus(free) >= 0 are the weights.
+    free = torch.log(torch.expm1(prior.clamp(min=START_AT_LEAST))).requires_grad_()
     optimizer = torch.optim.LBFGS([free], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -42,7 +49,7 @@ def choose_blend(scored: Sequence[Sequence[Scored]]) -> BlendWeights:
             nn.functional.cross_entropy((features @ weights).masked_fill(outside, -torch.inf), targets)
             for features, outside, targets in sets
         ]
-        total = torch.stack(surprises).mean() + ((weights - prior) ** 2).sum() / (2 * n_users)
+        total = torch.stack(surprises).mean() + worth * ((weights - prior) ** 2).sum() / (2 * n_users)
         torch.autograd.backward(total)
         return total
 

@@ -1,15 +1,15 @@
 """Forget: which older interactions no longer say anything about a user (EvoRec, arXiv 2511.16414, "Forget").
 
-A light sequential model, fitted to the window, models the user's current sequence. With R the newest of the user's
-interactions in the window, an older interaction o contributes what it alone says about the one of them that it speaks
+A light sequential model, fitted to the window, models the user's current sequence. With R the newest interactions of
+a user who is in the window, an older interaction o contributes what it alone says about the one of them that it speaks
 for most:
 
     s(o, r) = log p(r | o) - log p(r)          how much likelier o makes r
     c(o)    = max over r in R of s(o, r)
 
-and is outdated where c(o) < theta: it makes all of what the user does now less likely. The window, R with it, and the
-user's newest interactions are never forgotten. Why each interaction is judged alone, and not by what the model loses
-without it: docs/adr/0006.
+and is outdated where c(o) < theta: it makes all of what the user does now less likely. R and the window are never
+forgotten. Why each interaction is judged alone, and not by what the model loses without it: docs/adr/0006. Why R is not
+of the window alone: docs/adr/0036.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from shared.types import Item, ItemId, UserId
 
 THRESHOLD = -0.5  # theta, in nats: chosen on generated stores, where it is known what a drift of taste made outdated
 RECENT = 4  # |R|
-KEPT_NEWEST = 3  # never forgotten, window or not
 PRIOR_ITEMS = 512  # p(r) is the mean of p(r | o) over so many items of the catalog
 PRIOR_AT_ONCE = 2**26  # entries of log p(r | o) in it, 256 MiB: all of them below some 100,000 items
 SCORED_AT_ONCE = 2**22  # entries of log p(r | o), some users together
@@ -42,8 +41,13 @@ class CurrentSequence:
 
     @property
     def considered(self) -> tuple[int, ...]:
-        """Places that may be forgotten: not of the window, and not among the newest."""
-        return tuple(p for p in range(len(self.items) - KEPT_NEWEST) if p not in self.window)
+        """Places that may be forgotten, by users who are in the window: not of it, and not among the newest."""
+        return tuple(p for p in range(len(self.items) - RECENT) if p not in self.window) if self.window else ()
+
+    @property
+    def recent(self) -> tuple[int, ...]:
+        """The places of R."""
+        return tuple(range(len(self.items))[-RECENT:])
 
 
 def contributions(given: Tensor, log_prior: Tensor, old: Tensor, recent: Tensor) -> Tensor:
@@ -83,7 +87,7 @@ def outdated(
     rows_of = {item.item_id: row for row, item in enumerate(items)}
     vectors = model.item_vectors(items)
     prior = log_prior(model, vectors) if len(items) else vectors
-    asked = [one for user, sequence in sequences.items() if (one := _candidate(user, sequence, rows_of, model))]
+    asked = [one for user, sequence in sequences.items() if (one := _candidate(user, sequence, rows_of))]
     found: dict[UserId, frozenset[int]] = {}
     done = 0
     for chunk in _chunks(asked, max(1, SCORED_AT_ONCE // max(1, len(items)))):
@@ -111,19 +115,18 @@ class _Candidate:
     recent: Tensor
 
 
-def _candidate(
-    user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int], model: Retriever
-) -> _Candidate | None:
-    known = [p for p, item in enumerate(sequence.items) if item in rows_of][-model.config.max_length :]
-    old = tuple(p for p in known[:-KEPT_NEWEST] if p not in sequence.window)
-    recent = [p for p in known if p in sequence.window][-RECENT:]
+def _candidate(user: UserId, sequence: CurrentSequence, rows_of: Mapping[ItemId, int]) -> _Candidate | None:
+    """What left the catalog neither judges nor is judged."""
+    old, recent = (
+        [p for p in places if sequence.items[p] in rows_of] for places in (sequence.considered, sequence.recent)
+    )
     if not (old and recent):
         return None
 
     def rows(positions: Sequence[int]) -> Tensor:
         return torch.tensor([rows_of[sequence.items[p]] for p in positions])
 
-    return _Candidate(user, old, rows(old), rows(recent))
+    return _Candidate(user, tuple(old), rows(old), rows(recent))
 
 
 def _chunks(asked: Sequence[_Candidate], interactions: int) -> Iterator[list[_Candidate]]:

@@ -131,8 +131,8 @@ class Learner:
             lora_parameters=sum(size for _, size in sizes),
         )
 
-    def blend(self, version: Version) -> BlendWeights:
-        """The weights that explain validation best, active and inactive users together."""
+    def blend(self, version: Version, parent: BlendWeights | None) -> BlendWeights:
+        """The weights that explain validation best, active and inactive users together; a parent's are the prior."""
         targets = (*self._split.validation, *self._split.quiet_validation)
         cases = make_cases(
             targets, self.examples.popularity, seed=self._inputs.seed, n=judged_candidates(self._settings)
@@ -141,7 +141,7 @@ class Learner:
             score_cases(version, chosen, self.examples.builder, self.examples.popularity) for chosen in cases.values()
         ]
         self.work += Work(tokens_forward=sum(one.tokens for chosen in scored for one in chosen))
-        return choose_blend(scored)
+        return choose_blend(scored, parent)
 
     def validation(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
         """The held-out users' prompts, with negatives as in training; `index` is the renewed retriever's."""
@@ -244,7 +244,8 @@ class Learner:
     def _update(self, location: Location, index: RetrieverIndex, forgotten: ForgottenSet) -> UpdateResult:
         settings, examples = self._settings, self.examples
         near, near_share = self._negatives(index)
-        active = examples.training(self._recipe.targets, near, forgotten, near_share=near_share)
+        # As these users were served: what Forget says now, it says knowing the targets.
+        active = examples.training(self._recipe.targets, near, self._known, near_share=near_share)
         validation = self.validation(index, forgotten)
         config = UpdateConfig(
             epochs=settings.bootstrap_epochs if self._is_bootstrap else settings.update_epochs,

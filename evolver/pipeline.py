@@ -61,17 +61,17 @@ class _Run:
         )
         folder, recipe = (parent.folder, EVOREC) if parent else (None, BOOTSTRAP)
         self._learner = Learner(inputs, self._split, folder, settings, recipe, stages)
-        # What the domain answered until now: the parent, or popularity where there is none.
-        self._blend_before = parent.manifest.blend if parent else POPULARITY_ONLY
+        self._parent_blend = parent.manifest.blend if parent else None
 
     def execute(self, out: Path) -> PipelineResult:
         """All stages; files are written last."""
         stages, learner = self._stages, self._learner
         with stages.stage("evaluate before"):
-            before = self._evaluate(learner.before, self._blend_before)
+            # What the domain answered until now: the parent, or popularity where there is none.
+            before = self._evaluate(learner.before, self._parent_blend or POPULARITY_ONLY)
         lesson = learner.learn()
         with stages.stage("evaluate"):
-            weights = learner.blend(lesson.version)
+            weights = learner.blend(lesson.version, self._parent_blend)
             after = self._evaluate(lesson.version, weights)
         lesson.save(out)
         return PipelineResult(

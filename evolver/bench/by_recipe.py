@@ -9,7 +9,7 @@ from pathlib import Path
 from evolver.bench.added_memory import AddedMemory
 from evolver.bench.machine import clock
 from evolver.bench.strategy import Cost, Learned, Task
-from evolver.bench.version_files import save_blend
+from evolver.bench.version_files import load_blend, save_blend
 from evolver.device import device_of_run
 from evolver.inputs import EvolutionInputs
 from evolver.learning import Learner, Lesson
@@ -57,7 +57,7 @@ def _learn(
             with stages.stage("merge"):
                 lesson = merge(learner, lesson)
         with stages.stage("blend"):
-            weights = learner.blend(lesson.version)
+            weights = learner.blend(lesson.version, load_blend(parent) if parent else None)
     lesson.save(out)
     save_blend(weights, out)
     return Learned(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from evolver.bench.known_truth import FORMAT, on_store, section
+from evolver.bench.known_truth import FORMAT, KnownStore, section
 from evolver.forget import CurrentSequence, outdated
 from evolver.retriever_training import train_retriever
 from evolver.stores import make_store
@@ -85,7 +86,8 @@ def test_precision_and_recall_are_those_of_the_sets_that_a_threshold_gives(monke
 
     monkeypatch.setattr("evolver.bench.known_truth.outdated", asked)
     settings = Settings(_env_file=None, retriever_epochs=3, retriever_window_epochs=1)
-    found = on_store(store, settings, seed=0)
+    known = KnownStore(store, settings, seed=0)
+    found = known.by_threshold()
     rates = [one["base_rate"] for one in found.values()]
     assert len(set(rates)) == 1
     shares = [found[threshold]["forgotten_share"] for threshold in sorted(found, key=float)]
@@ -100,5 +102,15 @@ def test_precision_and_recall_are_those_of_the_sets_that_a_threshold_gives(monke
         assert one["forgotten_share"] == len(forgotten) / len(considered)
     assert 0 < found["0.5"]["precision"] < 1
     assert 0 < found["0.5"]["recall"] < 1
-    results = {"format": FORMAT, "command": "c", "threshold": -0.5, "seeds": [0], "stores": [found]}
+    results: dict[str, Any] = {"format": FORMAT, "command": "c", "threshold": -0.5, "seeds": [0], "stores": [found]}
+    results["windows"] = [{str(n): known.in_windows(n) for n in (1, 4)}]
     assert any(line.startswith("| -0.5 (used) |") for line in section(results))
+
+
+def test_short_windows_forget_hardly_more_than_a_long_one() -> None:
+    """Online a user is mostly in a window with a single interaction, which cannot speak for all of their tastes."""
+    known = KnownStore(make_store(31, n_users=200, n_items=160, n_categories=8), Settings(_env_file=None), seed=0)
+    one, four = (known.in_windows(n) for n in (1, 4))
+    assert 0 < four["steady"] < one["steady"] + 0.15
+    assert four["steady"] < four["drifting"]
+    assert four["precision"] > 0.5

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from evolver.forget import KEPT_NEWEST, outdated
+from evolver.forget import RECENT, outdated
 from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineResult
 from evolver.lora import ADAPTER_CONFIG_FILE, load_with_lora, lora_state
 from evolver.pipeline import run_pipeline
@@ -166,7 +166,7 @@ def test_however_much_is_forgotten_the_window_and_the_newest_by_time_stay(
     forgotten = ForgottenSet.load(tmp_path / "next")
     assert len(forgotten) > len(inputs.active_users())
     for user, events in inputs.histories.items():
-        kept = {event.event_id for event in events[-KEPT_NEWEST:]} | inputs.window_event_ids
+        kept = {event.event_id for event in events[-RECENT:]} | inputs.window_event_ids
         assert not forgotten.of(user) & kept
 
 
@@ -220,11 +220,40 @@ def test_a_zero_update_gives_identical_files(line: Line, tmp_path: Path) -> None
     assert all(old[name].numpy().tobytes() == new[name].numpy().tobytes() for name in old)
 
 
+def test_few_validation_users_go_on_from_the_parents_blend(line: Line, tmp_path: Path) -> None:
+    parent = ParentVersion(line.first, manifest(blend=BlendWeights(llm=0.0, retriever=3.0, popularity=0.0)))
+    changes = {"learning_rate": 0.0, "max_train_examples": 4, "max_validation_users": 2}
+    result = _run(_evolution_inputs(line.store), parent, tmp_path / "next", **changes)
+    assert (result.blend.llm, result.blend.retriever, result.blend.popularity) == pytest.approx(
+        (0.0, 3.0, 0.0), abs=0.5
+    )
+
+
+def test_what_the_window_says_of_older_interactions_is_kept_from_the_prompts_that_ask_for_it(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who judges them is the target as well: a history without what it calls outdated would give it away."""
+    asked = []
+
+    def noting(*args: Any, **named: Any) -> Any:
+        asked.append(args[2])
+        return update(*args, **named)
+
+    monkeypatch.setattr("evolver.learning.update", noting)
+    parent = ParentVersion(line.first, manifest(blend=line.bootstrap.blend))
+    for threshold in (-1e9, 1e9):
+        monkeypatch.setattr("evolver.learning.outdated", partial(outdated, threshold=threshold))
+        changes = {"learning_rate": 0.0, "max_train_examples": 16}
+        _run(_evolution_inputs(line.store), parent, tmp_path / f"{threshold}", **changes)
+    nothing_forgotten, all_forgotten = asked
+    assert nothing_forgotten == all_forgotten
+
+
 def test_a_version_that_ranks_clearly_worse_than_its_parent_fails_the_gate(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ranks last what the LLM, which stays the parent's, calls likely."""
-    monkeypatch.setattr("evolver.learning.choose_blend", lambda scored: BlendWeights(llm=-1.0))
+    monkeypatch.setattr("evolver.learning.choose_blend", lambda scored, parent: BlendWeights(llm=-1.0))
     parent = ParentVersion(line.first, manifest(blend=BlendWeights(llm=1.0)))
     inputs = _evolution_inputs(line.store)
     inputs = replace(inputs, panel=frozenset(sorted(inputs.histories)[::2]))  # more of them leave less to chance

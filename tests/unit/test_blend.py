@@ -51,6 +51,14 @@ def test_few_users_hardly_move_the_prior_and_nobody_does_not() -> None:
     assert choose_blend([]) == choose_blend([[], []]) == PRIOR
 
 
+def test_few_users_hardly_move_the_parents_weights_and_many_do() -> None:
+    parent, true = BlendWeights(llm=0.3, retriever=1.5, popularity=0.0), BlendWeights(llm=1.0, retriever=0.5)
+    few, many = (choose_blend([scored(n, true, seed=3)], parent) for n in (2, 2000))
+    assert values(few) == pytest.approx(values(parent), abs=0.1)
+    assert values(many) == pytest.approx(values(true), abs=0.1)
+    assert choose_blend([], parent) == choose_blend([[], []], parent) == parent
+
+
 def test_users_with_fewer_candidates_and_targets_that_were_not_retrieved_do_no_harm() -> None:
     weights = BlendWeights(llm=1.0, retriever=1.0, popularity=1.0)
     some = scored(200, weights, seed=1)

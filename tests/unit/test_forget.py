@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolver.forget import KEPT_NEWEST, CurrentSequence, alone, contributions, log_prior, outdated
+from evolver.forget import RECENT, CurrentSequence, alone, contributions, log_prior, outdated
 from shared.retriever import Retriever
 from shared.sasrec import RetrieverConfig
 from shared.types import Item, ItemId, UserId
@@ -59,7 +59,7 @@ def test_the_prior_is_made_in_parts_that_memory_holds(monkeypatch: pytest.Monkey
 
 def test_short_histories_forget_nothing() -> None:
     model = Retriever([item.item_id for item in ITEMS])
-    short = CurrentSequence(tuple(i.item_id for i in TEAS[:KEPT_NEWEST]), frozenset({1, 2}))
+    short = CurrentSequence(tuple(i.item_id for i in TEAS[:RECENT]), frozenset({2, 3}))
     alone = CurrentSequence((TEAS[0].item_id,), frozenset({0}))
     assert outdated(model, ITEMS, {UserId("a"): short, UserId("b"): alone}, threshold=1e9) == {}
 
@@ -86,5 +86,21 @@ def test_users_together_forget_what_each_would(monkeypatch: pytest.MonkeyPatch, 
 def test_what_came_late_is_the_windows_and_the_newest_by_time_are_kept() -> None:
     model = Retriever([item.item_id for item in ITEMS])
     late = CurrentSequence(tuple(item.item_id for item in ITEMS[:8]), window=frozenset({1, 3}))
-    assert outdated(model, ITEMS, {UserId("a"): late}, threshold=1e9) == {UserId("a"): frozenset({0, 2, 4})}
-    assert late.considered == (0, 2, 4)
+    assert outdated(model, ITEMS, {UserId("a"): late}, threshold=1e9) == {UserId("a"): frozenset({0, 2})}
+    assert late.considered == (0, 2)
+
+
+def test_who_is_not_in_the_window_forgets_nothing() -> None:
+    model = Retriever([item.item_id for item in ITEMS])
+    away = CurrentSequence(tuple(item.item_id for item in ITEMS), window=frozenset())
+    assert outdated(model, ITEMS, {UserId("a"): away}, threshold=1e9) == {}
+    assert away.considered == ()
+
+
+def test_however_long_a_history_all_of_it_is_judged() -> None:
+    model = Retriever([item.item_id for item in ITEMS])
+    items = 20 * tuple(item.item_id for item in ITEMS)
+    long = CurrentSequence(items, window=frozenset({len(items) - 1}))
+    assert len(items) > model.config.max_length
+    gone = outdated(model, ITEMS, {UserId("a"): long}, threshold=1e9)
+    assert gone == {UserId("a"): frozenset(range(len(items) - RECENT))}
