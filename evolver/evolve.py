@@ -20,7 +20,7 @@ from evolver.inputs import Cancelled
 from evolver.lease import Lease, LeaseHeld
 from evolver.monitor import Monitor, StopReason
 from shared.config import Settings
-from shared.errors import EvolutionEnded, EvorecError, LeaseLost
+from shared.errors import EvolutionEnded, EvorecError, LeaseLost, Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.redis_keys import DomainKeys
 from shared.telemetry import described
@@ -75,7 +75,7 @@ async def _attempt(backend: Backend, evolution: Evolution, held: Lease, surround
             await publish.discard_unpublished(backend, ended)
             # Here too: the upkeep that prunes drops the copies of its own machine alone.
             await backend.retention.drop_copies(ended.domain, in_use=frozenset())
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, Unavailable) as error:
             log.warning("evolution_not_cleaned_up", evolution=evolution.id, error=described(error))
     return ended
 

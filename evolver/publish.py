@@ -21,7 +21,7 @@ from evolver.lease import Lease
 from evolver.window import Window
 from shared.base_model import base_model_hash
 from shared.config import Settings
-from shared.errors import EvorecError, InvalidArtifact, NotFound
+from shared.errors import EvorecError, InvalidArtifact, NotFound, Unavailable
 from shared.evolutions import Evolution
 from shared.manifest import Manifest
 from shared.types import AdapterName, DomainId
@@ -155,7 +155,7 @@ async def _clear_away(backend: Backend, domain: DomainId) -> None:
     await asyncio.to_thread(backend.artifacts.sweep, domain, 0.0, versions_only=True)
     try:
         dropped = await backend.retention.drop_unfinished(domain)
-    except OSError as error:
+    except Unavailable as error:
         log.warning("unfinished_versions_kept", domain=domain, error=repr(error))  # the next run tries again
     else:
         if dropped:

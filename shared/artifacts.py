@@ -25,7 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
 from shared.domains import DOMAIN_PATTERN, validate_domain
-from shared.errors import Conflict, InvalidArtifact, InvalidInput, NotFound
+from shared.errors import Conflict, EvorecError, InvalidArtifact, InvalidInput, NotFound, Unavailable
 from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
 from shared.types import AdapterName, DomainId
@@ -69,7 +69,11 @@ class StagedArtifact:
 
 
 class ArtifactStore:
-    """Synchronous file I/O: call it through `asyncio.to_thread` from a loop that serves."""
+    """Synchronous file I/O: call it through `asyncio.to_thread` from a loop that serves.
+
+    Whatever asks the store raises Unavailable where it does not answer; that is never taken for an empty folder or a
+    missing file. Of what is written on this machine, a full disk say, there are OSErrors.
+    """
 
     def __init__(self, settings: Settings) -> None:
         url = settings.artifacts_url or str(settings.state_dir.absolute() / "artifacts")
@@ -104,8 +108,7 @@ class ArtifactStore:
             sync(Path(final).parent)
             return
         for file in [*manifest.checksums, MANIFEST]:
-            self._fs.makedirs(f"{final}/{file}".rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(staged / file), f"{final}/{file}")
+            self._upload(staged / file, f"{final}/{file}")
 
     def fetch(self, domain: DomainId, name: AdapterName) -> Path:
         """A local folder whose files match their checksums, each time verified.
@@ -134,7 +137,7 @@ class ArtifactStore:
 
     def names(self, domain: DomainId) -> list[AdapterName]:
         """The complete versions, oldest first."""
-        complete = [name for name in self.folders(domain) if self._fs.exists(self._at(domain, name, MANIFEST))]
+        complete = [name for name in self.folders(domain) if self._exists(self._at(domain, name, MANIFEST))]
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
 
     def folders(self, domain: DomainId) -> list[AdapterName]:
@@ -146,12 +149,10 @@ class ArtifactStore:
         return [name for name in self.folders(domain) if self._lacks_manifest(self._at(domain, name))]
 
     def _lacks_manifest(self, folder: str) -> bool:
-        # `exists` says no as well where a store merely did not answer, and what lacks its manifest is deleted.
         try:
-            found = self._fs.ls(folder, detail=False)
+            return MANIFEST not in self._names_in(folder)
         except FileNotFoundError:
             return False
-        return MANIFEST not in map(_last_part, found)
 
     def domains(self) -> list[DomainId]:
         """Other folders (`lost+found`) are left out."""
@@ -168,11 +169,12 @@ class ArtifactStore:
         self.drop_copy(domain, name)
 
     def _delete_files(self, folder: str) -> None:
-        if not self._fs.exists(folder):
+        if not self._exists(folder):
             return
-        if self._fs.exists(f"{folder}/{MANIFEST}"):
+        with suppress(FileNotFoundError), _answering(folder):
             self._fs.rm_file(f"{folder}/{MANIFEST}")
-        self._fs.rm(folder, recursive=True)
+        with _answering(folder):
+            self._fs.rm(folder, recursive=True)
 
     def copies(self, domain: DomainId) -> list[AdapterName]:
         """The versions of which `fetch` has left a copy on this machine."""
@@ -203,8 +205,7 @@ class ArtifactStore:
                 for parent in Path(final).parents[: len(path) + 1]:  # some may have come into being just now
                     sync(parent)
             else:
-                self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
-                self._fs.put_file(str(staged), final)
+                self._upload(staged, final)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -213,18 +214,20 @@ class ArtifactStore:
         return [name for name in self._list(domain, *folder) if not name.startswith(".")]
 
     def open(self, domain: DomainId, *path: str) -> IO[bytes]:
-        """A file to read from; FileNotFoundError where there is none."""
-        file: IO[bytes] = self._fs.open(self._at(domain, *path), "rb")
+        """A file to read from; FileNotFoundError where there is none. What reading it raises is the client's own."""
+        with _answering(self._at(domain, *path)):
+            file: IO[bytes] = self._fs.open(self._at(domain, *path), "rb")
         return file
 
     def read(self, domain: DomainId, *path: str) -> bytes:
         """All of a file; FileNotFoundError where there is none."""
-        content: bytes = self._fs.cat_file(self._at(domain, *path))
+        with _answering(self._at(domain, *path)):
+            content: bytes = self._fs.cat_file(self._at(domain, *path))
         return content
 
     def delete_file(self, domain: DomainId, *path: str) -> None:
         """One that is not there is no error."""
-        if self._fs.exists(self._at(domain, *path)):
+        with suppress(FileNotFoundError), _answering(self._at(domain, *path)):
             self._fs.rm_file(self._at(domain, *path))
 
     def sweep(self, domain: DomainId, older_than_s: float = STAGING_KEPT_S, *, versions_only: bool = False) -> int:
@@ -253,8 +256,13 @@ class ArtifactStore:
     def _refuse_existing(self, domain: DomainId, name: AdapterName) -> None:
         if split_adapter_name(name)[0] != domain:
             raise InvalidArtifact(f"adapter {name} does not belong to domain {domain}")
-        if self._fs.exists(self._at(domain, name, MANIFEST)):
+        if self._exists(self._at(domain, name, MANIFEST)):
             raise Conflict(f"adapter {name} exists; versions are immutable and names are never used twice")
+
+    def _upload(self, file: Path, final: str) -> None:
+        with _answering(final):
+            self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
+            self._fs.put_file(str(file), final)
 
     def _download(self, folder: Path, manifest: Manifest) -> None:
         self._cache.mkdir(parents=True, exist_ok=True)
@@ -263,19 +271,37 @@ class ArtifactStore:
             for file in [*manifest.checksums, MANIFEST]:
                 (staged / file).parent.mkdir(parents=True, exist_ok=True)
                 # Without its manifest the version has just been deleted; any other file `verify` misses.
-                with nullcontext() if file == MANIFEST else suppress(FileNotFoundError):
-                    self._fs.get_file(self._at(manifest.domain, manifest.name, file), str(staged / file))
+                source = self._at(manifest.domain, manifest.name, file)
+                with nullcontext() if file == MANIFEST else suppress(FileNotFoundError), _answering(source):
+                    self._fs.get_file(source, str(staged / file))
             verify(staged, manifest)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             staged.rename(folder)
 
     def _list(self, *parts: str) -> list[str]:
-        folder = self._at(*parts)
-        self._fs.invalidate_cache()  # remote file systems remember listings; other processes write here too
-        if not self._fs.isdir(folder):
+        """None where there is no folder."""
+        try:
+            return sorted(self._names_in(self._at(*parts)))
+        except FileNotFoundError:
             return []
-        return sorted(map(_last_part, self._fs.ls(folder, detail=False)))
+
+    def _names_in(self, folder: str) -> list[str]:
+        """FileNotFoundError where there is no folder."""
+        self._fs.invalidate_cache()  # remote file systems remember listings; other processes write here too
+        with _answering(folder):
+            found = [str(path).rstrip("/") for path in self._fs.ls(folder, detail=False)]
+        return [_last_part(path) for path in found if path != folder]  # where it is a file, that is all there is
+
+    def _exists(self, path: str) -> bool:
+        # fsspec's own `exists` and `isdir` say no as well where a store merely did not answer.
+        self._fs.invalidate_cache()
+        try:
+            with _answering(path):
+                self._fs.info(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _at(self, *parts: str) -> str:
         """The path of a domain, a version or a file of it. Every path is made here, so that no name leads elsewhere.
@@ -301,8 +327,23 @@ def _open(url: str) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
+@contextmanager
+def _answering(path: str) -> Iterator[None]:
+    """FileNotFoundError where the store says that there is no such thing, Unavailable where it says nothing."""
+    try:
+        yield
+    except (FileNotFoundError, EvorecError):
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(path) from error
+    except Exception as error:  # not all clients' errors are OSErrors: botocore's are not
+        raise Unavailable(
+            f"the artifact store does not answer for {path}; try again: {type(error).__name__}: {error}"
+        ) from error
+
+
 def _last_part(path: str) -> str:
-    return str(path).rstrip("/").rpartition("/")[2]
+    return path.rpartition("/")[2]
 
 
 def _is_version(domain: DomainId, name: str) -> bool:

@@ -58,7 +58,7 @@ class Found:
 
 
 def look(artifacts: ArtifactStore, domain: DomainId) -> Found:
-    """Reads and verifies everything; NotFound where there is nothing of the domain."""
+    """Reads and verifies everything; NotFound where there is nothing of the domain, Unavailable without an answer."""
     skipped: list[tuple[str, str]] = []
     names = artifacts.names(domain)
     skipped += [(name, "it has no manifest") for name in artifacts.files(domain) if _is_half(domain, name, names)]
@@ -113,7 +113,8 @@ class Rebuilder:
     async def rebuild(self, domain: DomainId) -> Found:
         """Brings the domain back; what came, and what was left out.
 
-        Conflict where Redis knows the domain's versions, NotFound where the artifact store has nothing of it.
+        Conflict where Redis knows the domain's versions, NotFound where the artifact store has nothing of it,
+        Unavailable where that does not answer: versions that it does not give are not damaged.
         """
         if await self.knows(domain):
             raise _known(domain, await self.lacking(domain))

@@ -65,20 +65,22 @@ class Registry:
         return sorted(map(Manifest.from_json, records), key=lambda manifest: manifest.number)
 
     async def lost(self, domain: DomainId) -> bool:
-        """Whether Redis lacks versions that the artifact store knows to have been published (`shared.rebuild`)."""
+        """Whether Redis lacks versions that the artifact store knows to have been published (`shared.rebuild`).
+
+        Unavailable where the artifact store does not answer, or has none of the versions that Redis knows.
+        """
         if await self._redis.exists(DomainKeys(domain).versions):
+            if not await asyncio.to_thread(self._artifacts.folders, domain):
+                raise Unavailable(
+                    f"the artifact store has none of the versions of domain {domain!r}: "
+                    "is its volume mounted, and EVOREC_ARTIFACTS_URL what it was?"
+                )
             return False
         return bool(await asyncio.to_thread(self._records.move_files, domain))
 
     async def refuse_where_lost(self, domain: DomainId) -> None:
         """Unavailable where Redis has lost versions, or where the artifact store cannot tell."""
-        try:
-            lost = await self.lost(domain)
-        except OSError as error:
-            raise Unavailable(
-                f"the artifact store does not say whether Redis has lost versions of domain {domain!r}: {error}"
-            ) from error
-        if lost:
+        if await self.lost(domain):
             raise Unavailable(
                 f"Redis has lost the versions of domain {domain!r}, the artifact store has them: "
                 f"run `evorec registry rebuild`, then `evorec ingest --archive --domain {domain}`"
@@ -195,7 +197,7 @@ class Registry:
         record = (await self.route(domain)).record
         try:
             await asyncio.to_thread(self._records.record_route, domain, record)
-        except OSError as error:
+        except (OSError, Unavailable) as error:
             # The route is set; its copy is for a rebuild alone.
             log.warning("route_not_recorded", domain=domain, error=repr(error))
 
@@ -241,7 +243,7 @@ class Registry:
             try:
                 move = AliasMove.model_validate_json(record)
                 await asyncio.to_thread(self._records.record_alias_move, domain, move)
-            except OSError as error:
+            except (OSError, Unavailable) as error:
                 log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
                 return
             await self._redis.lrem(outbox, 1, record)

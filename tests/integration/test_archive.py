@@ -19,12 +19,13 @@ from shared.archive_files import ArchiveFiles, Span, covered_to, gaps
 from shared.artifacts import STAGING_KEPT_S, ArtifactStore
 from shared.config import Settings
 from shared.erasure import Eraser, ErasureMarks, Mark
-from shared.errors import InvalidArtifact
+from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, Interaction, UserId
 from tests.factories import BEAUTY, commit, interaction, manifest
+from tests.store_outage import interrupt
 
 POSITIONS = st.integers(0, 12).map(lambda n: f"{n}-0")
 SPANS = st.lists(
@@ -124,6 +125,26 @@ async def test_trimming_stops_at_the_oldest_kept_range_and_at_a_gap(
     assert await world.streamed() == events[4:]
     assert world.archived() == events
     assert len(await world.history.get(BEAUTY, UserId("a"))) == 1
+
+
+async def test_an_archive_that_cannot_be_listed_is_not_begun_anew(
+    redis: Redis, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file from the stream's start on would hide those that hold what has been trimmed since."""
+    await world.append(*"abcd")
+    events = await world.streamed()
+    old = manifest(1, stream_ranges={0: (STREAM_START, events[1].stream_id)})
+    new = manifest(2, stream_ranges={0: (events[1].stream_id, events[3].stream_id)})
+    await world.archive.extend(BEAUTY, [old])
+    await world.archive.trim(BEAUTY, [new])
+    with monkeypatch.context() as patched:
+        interrupt(world.artifacts, patched)
+        for change in (world.archive.extend, world.archive.trim):
+            with pytest.raises(Unavailable):
+                await change(BEAUTY, [old, new])
+    await world.archive.extend(BEAUTY, [old, new])
+    assert world.archived() == events
+    assert world.files.spans(BEAUTY, 0)[0].until == events[1].stream_id
 
 
 async def test_a_long_stream_is_trimmed_exactly(redis: Redis, redis_settings: Settings) -> None:

@@ -13,11 +13,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from shared.artifacts import ArtifactStore
 from shared.config import Settings
-from shared.errors import Conflict, InvalidArtifact, InvalidInput, NotFound
+from shared.errors import Conflict, InvalidArtifact, InvalidInput, NotFound, Unavailable
 from shared.manifest import Manifest, adapter_name
 from shared.registry_records import AliasMove, RegistryRecords
 from shared.types import DomainId
 from tests.factories import BEAUTY, commit, manifest, write_files
+from tests.store_outage import ERRORS, interrupt
 
 V1, V2 = adapter_name(BEAUTY, 1), adapter_name(BEAUTY, 2)
 
@@ -136,6 +137,52 @@ def test_a_version_that_another_worker_deletes_meanwhile_is_deleted(
     store.delete(BEAUTY, V1)
     assert len(calls) == 2
     assert not store._fs.exists(calls[0])
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_a_store_that_does_not_answer_is_neither_empty_nor_does_it_lack_anything(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    commit(store, manifest(1))
+    interrupt(store, monkeypatch, error)
+    for ask in (store.names, store.folders, store.unfinished, store.files, lambda _: store.domains()):
+        with pytest.raises(Unavailable, match="try again"):
+            ask(BEAUTY)
+    for of_version in (store.fetch, store.manifest, store.stage, store.delete):
+        with pytest.raises(Unavailable):
+            of_version(BEAUTY, V1)
+    for of_file in (store.open, store.read, store.delete_file):
+        with pytest.raises(Unavailable):
+            of_file(BEAUTY, V1, "manifest.json")
+    monkeypatch.undo()
+    assert store.names(BEAUTY) == [V1]
+
+
+@pytest.mark.parametrize("artifact_settings", ["remote"], indirect=True)
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_a_store_that_takes_nothing_is_unavailable(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with store.stage(BEAUTY, V1) as staged:
+        interrupt(store, monkeypatch, error)
+        with pytest.raises(Unavailable):
+            staged.commit(manifest(1))
+    with pytest.raises(Unavailable), store.write(BEAUTY, "route.json") as file:
+        file.write_text("{}")
+    monkeypatch.undo()
+    assert list(store.place.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_a_folder_holds_nothing(store: ArtifactStore) -> None:
+    for path in (("archive",), (V1,)):
+        with store.write(BEAUTY, *path) as file:
+            file.write_text("")
+    assert (store.files(BEAUTY, "archive"), store.files(BEAUTY, "archive", "0")) == ([], [])
+    assert store.names(BEAUTY) == []
+    with pytest.raises(NotFound):
+        store.fetch(BEAUTY, V1)
+    store.delete(BEAUTY, V1)
+    assert store.files(BEAUTY) == ["archive"]
 
 
 def test_names_are_in_the_order_of_their_numbers(store: ArtifactStore) -> None:

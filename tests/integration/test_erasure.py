@@ -19,6 +19,7 @@ from shared.redis_keys import PartitionKeys
 from shared.types import STREAM_START, UserId
 from tests.factories import BEAUTY, commit, manifest
 from tests.integration.test_archive import World
+from tests.store_outage import ERRORS, interrupt
 
 A, B = UserId("a"), UserId("b")
 
@@ -89,6 +90,39 @@ async def test_a_file_that_the_store_does_not_give_is_not_taken_for_damaged(
     for _ in range(2):
         assert await world.eraser.erase(BEAUTY, A) == theirs
     assert {user for span in world.files.spans(BEAUTY, 0) for user in users(world, span)} == {"b", "c"}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+async def test_whichever_call_the_store_does_not_answer_an_erasure_says_so_or_is_whole(
+    redis: Redis,
+    redis_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+    remote: bool,
+) -> None:
+    url = f"memory://{tmp_path.name}" if remote else None
+    world = World(redis, redis_settings.model_copy(update={"artifacts_url": url}))
+    await world.append(*[f"u{n}" for n in range(30)])
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+    refused = []
+    for number in range(30):
+        user = UserId(f"u{number}")
+        with monkeypatch.context() as patched:
+            interrupt(world.artifacts, patched, error, calls=number.__eq__)
+            try:
+                assert len(await world.eraser.erase(BEAUTY, user)) == 1
+            except Unavailable:
+                refused.append(number)
+        if number not in refused:
+            assert user not in [event.user_id for event in world.archived()]
+    assert refused
+    assert max(refused) < 29
+    for number in refused:
+        assert len(await world.eraser.erase(BEAUTY, UserId(f"u{number}"))) == 1
+    assert world.archived() == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"until": "x", "at": 1}', b'{"until": 5, "at": 1}', b"\xff"])

@@ -14,7 +14,7 @@ from evolver.evolve import evolve
 from evolver.lease import Lease
 from evolver.window import load_window
 from shared.artifacts import MANIFEST, ArtifactStore
-from shared.errors import EvolutionRunning, LeaseLost
+from shared.errors import EvolutionRunning, LeaseLost, Unavailable
 from shared.evolutions import Evolution, EvolutionStatus
 from shared.manifest import Manifest
 from shared.redis_keys import DomainKeys
@@ -289,7 +289,7 @@ async def test_a_run_goes_on_where_half_versions_cannot_be_looked_for(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError("slow down")
+        raise Unavailable("slow down")
 
     monkeypatch.setattr(ArtifactStore, "unfinished", fail)
     await fill(backend)

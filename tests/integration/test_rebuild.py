@@ -16,7 +16,7 @@ from shared.archive_files import ArchiveFiles
 from shared.artifacts import ArtifactStore
 from shared.catalog import CatalogStore
 from shared.config import Settings
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, NotFound, Unavailable
 from shared.evolutions import EvolutionStore
 from shared.manifest import adapter_name
 from shared.rebuild import Rebuilder, look
@@ -26,6 +26,7 @@ from shared.registry_records import RegistryRecords, Route
 from shared.stream import InteractionLog
 from shared.types import DomainId, Item, ItemId, order_of
 from tests.factories import BEAUTY, commit, interaction, manifest
+from tests.store_outage import interrupt
 
 V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))
 ITEMS = [Item(ItemId(f"i{n}"), f"Thing {n}", "Care", "Acme", available=n != 2) for n in range(5)]
@@ -163,6 +164,27 @@ async def test_a_damaged_champion_gives_way_to_the_one_before(redis: Redis, redi
     found = await world.rebuilder.rebuild(BEAUTY)
     assert await world.registry.aliases(BEAUTY) == {CHAMPION: V3, CHALLENGER: V3} == found.aliases
     assert await world.registry.watermark(BEAUTY) == {0: "3-0"}
+
+
+async def test_a_store_that_stops_answering_leaves_no_half_of_a_domain(
+    redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = World(redis, redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+    await world.fill()
+    before = await world.seen()
+    refused = 0
+    for number in range(50):
+        await redis.flushdb()
+        with monkeypatch.context() as patched:
+            interrupt(world.artifacts, patched, calls=number.__eq__)
+            try:
+                assert (await world.rebuilder.rebuild(BEAUTY)).skipped == ()
+            except Unavailable:
+                refused += 1
+                assert not await world.rebuilder.knows(BEAUTY)
+                continue
+        assert await world.seen() == before
+    assert 10 < refused < 50
 
 
 async def test_items_put_since_the_loss_stay(redis: Redis, redis_settings: Settings) -> None:

@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.artifacts import ALIASES, ArtifactStore
 from shared.config import Settings
-from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound
+from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound, Unavailable
 from shared.manifest import Manifest, adapter_name
 from shared.redis_keys import DomainKeys
 from shared.registry import CHALLENGER, CHAMPION, Registry
@@ -300,6 +300,24 @@ async def test_a_trial_and_a_pause_at_once_are_both_kept(registry: Registry, art
         await asyncio.gather(registry.set_trial(BEAUTY, V1, number / 20), registry.set_paused(BEAUTY, paused))
         assert await registry.route(BEAUTY) == Route(challenger=V1, share=number / 20, paused=paused)
         await registry.set_trial(BEAUTY, None, 0.0)
+
+
+async def test_a_store_that_lacks_what_redis_knows_is_the_wrong_one(
+    registry: Registry, artifacts: ArtifactStore, redis: Redis
+) -> None:
+    """A volume that is not mounted, say; an erasure would find nothing to erase in it."""
+    await publish(registry, artifacts, 1)
+    mounted = artifacts.place.rename(artifacts.place.with_name("elsewhere"))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="mounted"):
+            await registry.refuse_where_lost(BEAUTY)
+        artifacts.place.mkdir(exist_ok=True)  # the empty mount point
+    artifacts.place.rmdir()
+    mounted.rename(artifacts.place)
+    await registry.refuse_where_lost(BEAUTY)
+    await redis.flushdb()
+    with pytest.raises(Unavailable, match="registry rebuild"):
+        await registry.refuse_where_lost(BEAUTY)
 
 
 async def test_considered(registry: Registry) -> None:

@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 
 from shared.artifacts import MANIFEST, ArtifactStore
 from shared.config import Settings
+from shared.errors import Unavailable
 from shared.manifest import adapter_name
 from shared.redis_keys import DomainKeys
 from shared.registry import Registry
@@ -90,7 +91,7 @@ async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answ
 
     with monkeypatch.context() as patched:
         patched.setattr(either._fs, "ls", fail_below)
-        with pytest.raises(OSError, match="slow down"):
+        with pytest.raises(Unavailable, match="slow down"):
             await retention.drop_unfinished(BEAUTY)
     assert either.folders(BEAUTY) == [V1, V2]
     assert await retention.drop_unfinished(BEAUTY) == [V1]
