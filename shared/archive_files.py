@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shared.artifacts import ARCHIVE, ArtifactStore
-from shared.errors import InvalidArtifact, Unavailable
+from shared.errors import EvorecError, InvalidArtifact, Unavailable
 from shared.stream import APPEND_CHUNK
 from shared.types import STREAM_START, DomainId, Interaction, Item, ItemId, UserId, order_of
 
@@ -140,8 +140,7 @@ class ArchiveFiles:
     def items(self, domain: DomainId) -> list[Item]:
         """The catalog's copy, empty where there is none; InvalidArtifact where it is damaged."""
         try:
-            with self._artifacts.open(domain, ARCHIVE, ITEMS) as file:
-                return [Item(**json.loads(line)) for line in file]
+            return [Item(**json.loads(line)) for line in self._artifacts.read(domain, ARCHIVE, ITEMS).splitlines()]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError) as error:
@@ -165,11 +164,14 @@ class ArchiveFiles:
                 pq.ParquetFile(raw, page_checksum_verification=True) as file,
             ):
                 yield file
-        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        except EvorecError:
+            raise
+        except Exception as error:
             # Arrow's own word for damage is a plain OSError without a number; any other is of the store, and may pass.
-            if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-                raise Unavailable(f"archive file {path} cannot be read; try again: {error!r}") from error
-            raise InvalidArtifact(f"archive file {path} cannot be read: {error!r}") from error
+            damaged = type(error) is OSError and error.errno is None
+            if damaged or isinstance(error, pa.ArrowException | KeyError | UnicodeDecodeError):
+                raise InvalidArtifact(f"archive file {path} cannot be read: {error!r}") from error
+            raise Unavailable(f"archive file {path} cannot be read; try again: {error!r}") from error
 
 
 def _schema() -> Any:

@@ -74,8 +74,7 @@ class ErasureMarks:
     def _read(self, domain: DomainId, partition: int, name: str) -> Mark | None:
         """One damaged mark must not stop every erasure to come: it is logged, and None."""
         try:
-            with self._artifacts.open(domain, ARCHIVE, str(partition), MARKS, name) as file:
-                return _mark(**json.load(file))
+            return _mark(**json.loads(self._artifacts.read(domain, ARCHIVE, str(partition), MARKS, name)))
         except FileNotFoundError:  # or an upkeep has removed it just now
             return None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:

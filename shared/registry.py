@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from shared.artifacts import ArtifactStore
 from shared.errors import AliasMoved, Conflict, LeaseLost, NotFound, Unavailable
@@ -44,7 +43,10 @@ class Registry:
     # -- versions ---------------------------------------------------------------------------------
 
     async def reserve_name(self, domain: DomainId) -> AdapterName:
-        """A name that no version has had or will have, even where Redis has lost its counter or has an older one."""
+        """A name that no version has had or will have, even where Redis has lost its counter or has an older one.
+
+        Unavailable where the artifact store does not answer.
+        """
         keys = DomainKeys(domain)
         counter, counted = await self._redis.mget(keys.version_counter, keys.moves_counted)
         since = 0 if counter is None else int(counted or 0)
@@ -92,7 +94,8 @@ class Registry:
         """Registers a committed version and makes it the champion, both or neither.
 
         NotFound where the artifact store does not hold it, LeaseLost where the token is not the newest, AliasMoved
-        where the champion is not `expected`, Conflict where the name has another manifest.
+        where the champion is not `expected`, Conflict where the name has another manifest, Unavailable where the
+        artifact store does not answer. With any of them nothing has moved, here as in what else moves an alias.
         """
         await asyncio.to_thread(self._artifacts.manifest, manifest.domain, manifest.name)
         considered = [str(part) for position in manifest.range_end.items() for part in position]
@@ -110,7 +113,8 @@ class Registry:
     async def promote(self, domain: DomainId, name: AdapterName, *, expected: AdapterName | None) -> None:
         """Makes a registered version the champion.
 
-        AliasMoved where the champion is not `expected`, NotFound for an unknown version.
+        AliasMoved where the champion is not `expected`, NotFound for an unknown version, Unavailable where the artifact
+        store does not answer.
         """
         await self._move_to(domain, CHAMPION, name, expected, reason="promote")
 
@@ -119,7 +123,7 @@ class Registry:
 
         With the champion that it is to leave, a rollback that has happened already succeeds and does nothing.
         Conflict where there is nothing to go back to, AliasMoved where the champion is a third one by now, NotFound
-        where the one to leave is unknown.
+        where the one to leave is unknown, Unavailable where the artifact store does not answer.
         """
         current = await self.champion(domain)
         if current is None:
@@ -175,7 +179,8 @@ class Registry:
     async def set_trial(self, domain: DomainId, challenger: AdapterName | None, share: float) -> None:
         """Puts the challenger, or none any more, on trial for a share of the users.
 
-        NotFound for an unknown challenger, AliasMoved where somebody else begins or ends a trial in that moment.
+        NotFound for an unknown challenger, AliasMoved where somebody else begins or ends a trial in that moment,
+        Unavailable where the artifact store does not answer.
         """
         current = (await self.aliases(domain)).get(CHALLENGER)
         given = share if challenger else 0.0
@@ -232,7 +237,7 @@ class Registry:
         _raise_unless_moved(status, f"alias {alias!r} of domain {domain!r}", to, expected, current)
         try:
             await self.record_moves(domain)
-        except RedisError as error:
+        except Exception as error:
             # The alias has moved: whoever is told otherwise moves it once more. The worker's tick records it.
             log.warning("alias_move_not_recorded", domain=domain, error=described(error))
 

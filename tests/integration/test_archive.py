@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, Interaction, UserId
 from tests.factories import BEAUTY, commit, interaction, manifest
-from tests.store_outage import interrupt
+from tests.store_outage import ERRORS, interrupt
 
 POSITIONS = st.integers(0, 12).map(lambda n: f"{n}-0")
 SPANS = st.lists(
@@ -221,6 +222,26 @@ async def test_a_damaged_file_is_named(redis: Redis, redis_settings: Settings) -
     path.write_bytes(content)
     with pytest.raises(InvalidArtifact, match=path.name):
         world.archived()
+
+
+@pytest.mark.parametrize("error", [error for error in ERRORS if type(error) is not OSError], ids=repr)
+async def test_a_file_that_the_store_stops_giving_half_way_is_not_taken_for_damaged(
+    redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    world = World(redis, redis_settings)
+    await world.append(*"abc")
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+
+    class Cut(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise error
+
+    monkeypatch.setattr(world.artifacts._fs, "open", lambda path, _: Cut(Path(path).read_bytes()))
+    with pytest.raises(Unavailable, match="try again"):
+        world.archived()
+    with pytest.raises(Unavailable, match="try again"):
+        await world.eraser.erase(BEAUTY, UserId("a"))
 
 
 def test_what_dead_processes_staged_goes_after_a_day(settings: Settings) -> None:

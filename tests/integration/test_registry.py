@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -17,6 +18,7 @@ from shared.registry_records import AliasMove, RegistryRecords, Route
 from shared.retention import Retention
 from shared.types import AdapterName, DomainId
 from tests.factories import BEAUTY, commit, manifest, register
+from tests.store_outage import ERRORS, interrupt
 
 V1, V2, V3 = (adapter_name(BEAUTY, n) for n in (1, 2, 3))
 
@@ -334,13 +336,15 @@ async def test_domains_do_not_touch(registry: Registry, artifacts: ArtifactStore
         await registry.promote(toys, V1, expected=None)
 
 
-class Crash(Exception):
+class Crash(BaseException):
     """Stands for the process' end."""
 
 
-@pytest.mark.parametrize("failure", [OSError("disk full"), Crash()], ids=["disk full", "crash"])
+@pytest.mark.parametrize(
+    "failure", [OSError("disk full"), Unavailable("away"), ValueError("no record"), Crash()], ids=repr
+)
 async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
-    registry: Registry, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    registry: Registry, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     def fail(*_: object) -> None:
         raise failure
@@ -353,6 +357,48 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
     assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1]
     await registry.rollback(BEAUTY)
     assert [move.to for move in RegistryRecords(artifacts).alias_moves(BEAUTY)] == [V1, V2, V1]
+
+
+@pytest.fixture
+def remote(redis_settings: Settings, tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+async def test_no_alias_moves_while_the_artifact_store_is_away(
+    redis: Redis, remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    registry = Registry(redis, remote)
+    await three_versions(registry, remote)
+    with monkeypatch.context() as patched:
+        interrupt(remote, patched, error)
+        for move in (
+            registry.promote(BEAUTY, V1, expected=V3),
+            registry.rollback(BEAUTY),
+            registry.set_trial(BEAUTY, V1, 0.5),
+        ):
+            with pytest.raises(Unavailable):
+                await move
+        await registry.set_paused(BEAUTY, True)  # whose copy in the store nothing but a rebuild reads
+    assert await registry.aliases(BEAUTY) == {CHAMPION: V3}
+    assert await registry.route(BEAUTY) == Route(paused=True)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+async def test_an_alias_has_moved_though_the_artifact_store_goes_in_that_moment(
+    redis: Redis, remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    registry = Registry(redis, remote)
+    await three_versions(registry, remote)
+    with monkeypatch.context() as patched:
+        interrupt(remote, patched, error, calls=lambda number: number > 0)  # the moves are listed beforehand
+        assert await registry.rollback(BEAUTY) == V2
+    with monkeypatch.context() as patched:
+        interrupt(remote, patched, error, calls=lambda number: number > 0)
+        await registry.set_trial(BEAUTY, V1, 0.5)
+    assert await registry.aliases(BEAUTY) == {CHAMPION: V2, CHALLENGER: V1}
+    await registry.record_moves(BEAUTY)
+    assert [move.to for move in RegistryRecords(remote).alias_moves(BEAUTY)] == [V1, V2, V3, V2, V1]
 
 
 async def test_a_file_that_is_no_alias_move_stops_no_move(registry: Registry, artifacts: ArtifactStore) -> None:

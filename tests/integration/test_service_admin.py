@@ -20,6 +20,7 @@ from shared.rebuild import Rebuilder
 from shared.redis_keys import DomainKeys
 from shared.types import UserId
 from tests.service_support import SHOP, Running, serving
+from tests.store_outage import ERRORS, interrupt
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -200,6 +201,25 @@ async def test_an_erasure_waits_for_a_lost_registry(running: Running, redis: Red
     await Rebuilder(redis, running.settings, ArtifactStore(running.settings)).rebuild(SHOP)
     gone = (await running.http.delete(f"/users/{user}")).json()
     assert (gone["erased"], gone["learned_by"]) == (1, [version])
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+async def test_what_needs_the_artifact_store_is_503_while_that_is_away(
+    running: Running, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    first, second = [await running.publisher.publish() for _ in range(2)]
+    with monkeypatch.context() as patched:
+        interrupt(running.publisher.artifacts, patched, error)  # fsspec has one client for all local folders
+        for method, path, body in (
+            ("POST", f"/admin/adapters/{first}/promote", None),
+            ("POST", "/admin/rollback", {"from": second}),
+            ("PUT", "/admin/routes", {"challenger": first, "share": 0.1}),
+            ("DELETE", "/users/u", None),
+        ):
+            refused = await running.http.request(method, path, json=body)
+            assert (refused.status_code, refused.headers.get("Retry-After")) == (503, "5"), path
+    assert await running.publisher.registry.aliases(SHOP) == {"champion": second}
+    assert (await running.http.post("/admin/rollback", json={"from": second})).json()["champion"] == first
 
 
 async def test_ids_may_contain_slashes(running: Running) -> None:
