@@ -43,7 +43,10 @@ class Retention:
         return dropped
 
     async def drop_copies(self, domain: DomainId, in_use: frozenset[AdapterName]) -> None:
-        """Removes this machine's copies of versions that are registered no longer, but for those in use."""
+        """Removes this machine's copies of versions that are registered no longer, but for those in use, and what dead
+        processes have left of copies, and of all else that they staged.
+        """
+        await asyncio.to_thread(self._artifacts.sweep, domain)
         # Looked up before the registry is: what another process fetches meanwhile stays.
         copies = await asyncio.to_thread(self._artifacts.copies, domain)
         registered = {manifest.name for manifest in await self._registry.versions(domain)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.artifacts import MANIFEST, ArtifactStore
+from shared.artifacts import MANIFEST, STAGING_KEPT_S, ArtifactStore
 from shared.config import Settings
 from shared.errors import Unavailable
 from shared.manifest import adapter_name
@@ -45,6 +47,18 @@ async def test_copies_of_what_is_registered_or_in_use_stay_and_all_where_redis_i
     await register(redis, artifacts.manifest(BEAUTY, V1))
     await retention.drop_copies(BEAUTY, frozenset([V2]))
     assert artifacts.copies(BEAUTY) == [V1, V2]
+
+
+async def test_half_a_copy_that_a_killed_process_left_goes_with_the_copies(redis: Redis, either: ArtifactStore) -> None:
+    commit(either, manifest(1))
+    folder = either.place / BEAUTY if either.place.name == "artifacts" else either.place
+    dead, fetching = [folder / f".staging-{name}" for name in ("dead", "fetching")]
+    for half in (dead, fetching):
+        (half / V1).mkdir(parents=True)
+    long_ago = time.time() - STAGING_KEPT_S - 60
+    os.utime(dead, (long_ago, long_ago))
+    await Retention(redis, either).drop_copies(BEAUTY, frozenset())
+    assert (dead.exists(), fetching.exists()) == (False, True)
 
 
 @pytest.fixture(params=["local", "remote"])
