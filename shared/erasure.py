@@ -27,6 +27,7 @@ from shared.errors import InvalidArtifact, Unavailable
 from shared.history import HistoryStore
 from shared.redis_keys import PartitionKeys, partition_of, user_digest
 from shared.stream import InteractionLog
+from shared.telemetry import described
 from shared.types import STREAM_START, DomainId, Interaction, UserId, order_of
 
 log = structlog.get_logger(__name__)
@@ -81,7 +82,7 @@ class ErasureMarks:
             log.warning(
                 "erasure_mark_damaged",
                 file=f"{domain}/{ARCHIVE}/{partition}/{MARKS}/{name}",
-                error=repr(error),
+                error=described(error),
                 remedy="delete the file and repeat the erasures of its day (GET /admin/audit has them)",
             )
             return None
@@ -166,7 +167,7 @@ class Eraser:
             try:
                 removed += await self._purge(domain, partition)
             except (OSError, Unavailable) as error:
-                log.warning("archive_not_purged", domain=domain, partition=partition, error=repr(error))
+                log.warning("archive_not_purged", domain=domain, partition=partition, error=described(error))
                 failed = error
         if failed is not None:
             raise Unavailable(f"the archive of {domain} keeps entries of erased users: {failed}") from failed

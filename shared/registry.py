@@ -204,7 +204,7 @@ class Registry:
             await asyncio.to_thread(self._records.record_route, domain, record)
         except (OSError, Unavailable) as error:
             # The route is set; its copy is for a rebuild alone.
-            log.warning("route_not_recorded", domain=domain, error=repr(error))
+            log.warning("route_not_recorded", domain=domain, error=described(error))
 
     async def _move_to(
         self,
@@ -249,7 +249,7 @@ class Registry:
                 move = AliasMove.model_validate_json(record)
                 await asyncio.to_thread(self._records.record_alias_move, domain, move)
             except (OSError, Unavailable) as error:
-                log.warning("alias_move_not_recorded", domain=domain, error=repr(error))
+                log.warning("alias_move_not_recorded", domain=domain, error=described(error))
                 return
             await self._redis.lrem(outbox, 1, record)
 
