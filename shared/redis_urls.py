@@ -54,7 +54,10 @@ def broker_url(settings: Settings) -> str:
     parts = urlsplit(settings.redis_url)
     if parts.scheme == "unix":
         return _of_socket(settings.redis_url)
-    return _verifying(urlunsplit(parts._replace(path="/1")))
+    netloc = _login(_parts(settings.redis_url)) + parts.netloc.rpartition("@")[2]
+    # kombu takes no other of redis-py's parameters: `db`, `protocol` and the like would be TypeErrors there.
+    query = "&".join(part for part in parts.query.split("&") if part.startswith("ssl_"))
+    return _verifying(urlunsplit(parts._replace(netloc=netloc, path="/1", query=query)))
 
 
 def task_queue(settings: Settings) -> str:
@@ -65,12 +68,15 @@ def task_queue(settings: Settings) -> str:
 
 
 def _of_socket(url: str) -> str:
-    """The broker's URL for a `unix://` one, which may have its password before the path or as a parameter; kombu reads
-    the former alone."""
+    """The broker's URL for a `unix://` one."""
     given = _parts(url)
+    return f"redis+socket://{_login(given)}{quote(given.get('path', ''))}?virtual_host=1"
+
+
+def _login(given: dict[str, Any]) -> str:
+    """What a URL begins with. redis-py takes user and password as parameters too, kombu only there."""
     user, password = (quote(given.get(name, ""), safe="") for name in ("username", "password"))
-    login = f"{user}:{password}@" if user or password else ""
-    return f"redis+socket://{login}{quote(given.get('path', ''))}?virtual_host=1"
+    return f"{user}:{password}@" if user or password else ""
 
 
 def _parts(url: str) -> dict[str, Any]:

@@ -170,11 +170,26 @@ def test_broker_url(settings: Settings, tmp_path: Path) -> None:
         return broker_url(settings.model_copy(update=urls))
 
     assert broker_url(settings) == f"redis+socket://{tmp_path}/redis/redis.sock?virtual_host=1"
-    assert with_urls(redis_url="redis://u:p@host:6379/0?x=1") == "redis://u:p@host:6379/1?x=1"
+    assert with_urls(redis_url="redis://u:p%40@host:6379/0") == "redis://u:p%40@host:6379/1"
+    assert with_urls(redis_url="redis://host?username=u&password=p%40") == "redis://u:p%40@host/1"
     assert with_urls(redis_url="unix:///run/r.sock?db=0") == "redis+socket:///run/r.sock?virtual_host=1"
     assert with_urls(redis_url="unix://u:p%2B@/r.sock") == "redis+socket://u:p%2B@/r.sock?virtual_host=1"
     assert with_urls(redis_url="unix:///r.sock?password=p@/") == "redis+socket://:p%40%2F@/r.sock?virtual_host=1"
     assert with_urls(broker_url="redis://other/5", redis_url="redis://host") == "redis://other/5"
+
+
+@pytest.mark.parametrize("option", ["db=2", "protocol=3", "socket_timeout=5", "health_check_interval=30", "password=p"])
+def test_the_broker_can_be_had_with_the_options_of_the_data(settings: Settings, option: str) -> None:
+    from kombu import Connection
+
+    url = f"rediss://host/0?ssl_ca_certs=/ca.pem&{option}&ssl_check_hostname=false"
+    broker = Connection(broker_url(settings.model_copy(update={"redis_url": url})))
+    assert (broker.hostname, broker.virtual_host) == ("host", "1")
+    assert broker.ssl == {
+        "ssl_ca_certs": "/ca.pem",
+        "ssl_check_hostname": False,
+        "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    }
 
 
 @pytest.mark.parametrize(
