@@ -29,8 +29,10 @@ ERASED_IDS_KEPT_S = 24 * 3600
 _ORDER = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 # KEYS: history, stream, users, capped, then what a running restore from the archive uses: restored, restoring, erased;
-# then erased ids, seen.  ARGV: user, seconds that the ids are kept.  -> erased ids
-# They are noted in the step that removes the entries: a retry, of the client or of the caller, answers the same.
+# then erased ids, seen.  ARGV: user, seconds that the ids are kept.
+# -> '' | the stream id up to which streams have to be read for what the cap pushed out of the history
+# The ids are noted in the step that removes the entries: a retry, of the client or of the caller, answers the same.
+# What arrives after this script is the user's again, and has a higher stream id than any entry then has.
 # A member starts with its zero-padded stream id, "000001719230000000-0000000003"... up to the first '|'.
 ERASE = """
 for _, history in ipairs({KEYS[1], KEYS[9]}) do
@@ -47,9 +49,17 @@ end
 redis.call('EXPIRE', KEYS[8], ARGV[2])
 redis.call('DEL', KEYS[1], KEYS[9])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('SREM', KEYS[4], ARGV[1])
 if redis.call('EXISTS', KEYS[6]) == 1 then redis.call('SADD', KEYS[7], ARGV[1]) end
-return redis.call('SMEMBERS', KEYS[8])
+if redis.call('SISMEMBER', KEYS[4], ARGV[1]) == 0 then return '' end
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+             or redis.call('XREVRANGE', KEYS[5], '+', '-', 'COUNT', 1)[1]
+return last and last[1] or '0-0'
+"""
+
+# KEYS: history, seen, capped.  ARGV: user.
+# Where there is a history anew, the cap may have pushed entries out of that one: the user stays in the set.
+UNCAP = """
+if redis.call('EXISTS', KEYS[1], KEYS[2]) == 0 then redis.call('SREM', KEYS[3], ARGV[1]) end
 """
 
 
@@ -65,6 +75,7 @@ class HistoryStore:
         self._settings = settings
         self._dead_letters = dead_letters
         self._erase = redis.register_script(ERASE)
+        self._uncap = redis.register_script(UNCAP)
 
     async def get(self, domain: DomainId, user_id: UserId) -> tuple[Interaction, ...]:
         """Oldest first, each event once; empty for an unknown user."""
@@ -116,11 +127,14 @@ class HistoryStore:
         """
         await DeadLetters(self._redis).erase(domain, user_id)
         keys = self._keys(domain, user_id)
-        await self._erase_capped(keys, user_id)
+        history, seen, erased_ids = keys.history(user_id), keys.seen(user_id), keys.erased_ids(user_id)
         restore = [keys.restored, keys.restoring, keys.erased]
-        of_user = [keys.erased_ids(user_id), keys.seen(user_id)]
-        fixed = [keys.history(user_id), keys.stream, keys.users, keys.capped, *restore, *of_user]
-        return frozenset(texts(await self._erase(keys=fixed, args=[user_id, ERASED_IDS_KEPT_S])))
+        fixed = [history, keys.stream, keys.users, keys.capped, *restore, erased_ids, seen]
+        if until := text(await self._erase(keys=fixed, args=[user_id, ERASED_IDS_KEPT_S])):
+            for stream in (keys.stream, keys.restored):
+                await self._erase_from(stream, until, keys, user_id)
+            await self._uncap(keys=[history, seen, keys.capped], args=[user_id])
+        return frozenset(texts(await self._redis.smembers(erased_ids)))
 
     async def note_erased(self, domain: DomainId, user_id: UserId, stream_ids: Collection[str]) -> None:
         """For whoever removes entries of a user elsewhere, and beforehand: `erase` returns these as well."""
@@ -130,15 +144,9 @@ class HistoryStore:
         pipe.expire(key, ERASED_IDS_KEPT_S)
         await pipe.execute()
 
-    async def _erase_capped(self, keys: PartitionKeys, user_id: UserId) -> None:
-        """Entries that the cap pushed out of the history can only be found by reading the stream."""
-        if await self._redis.sismember(keys.capped, user_id):
-            for stream in (keys.stream, keys.restored):
-                await self._erase_from(stream, keys, user_id)
-
-    async def _erase_from(self, stream: str, keys: PartitionKeys, user_id: UserId) -> None:
+    async def _erase_from(self, stream: str, until: str, keys: PartitionKeys, user_id: UserId) -> None:
         after = "-"
-        while page := await self._redis.xrange(stream, after, "+", count=PAGE):
+        while page := await self._redis.xrange(stream, after, until, count=PAGE):
             entries = [(text(entry), fields) for entry, fields in page if entry is not None and fields is not None]
             theirs = [entry for entry, fields in entries if _is_of(user_id, fields)]
             if theirs:

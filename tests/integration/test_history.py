@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.config import Settings
 from shared.dead_letters import DeadLetters
@@ -12,6 +18,19 @@ from shared.types import UserId
 from tests.factories import BEAUTY, interaction
 
 U1, U2 = UserId("u1"), UserId("u2")
+
+
+def before_command(redis: Redis, patched: pytest.MonkeyPatch, number: int, act: Callable[[], Awaitable[None]]) -> None:
+    """`act` comes once, before the client's command of this number, from 0 on."""
+    numbers = count()
+    send: Callable[..., Awaitable[Any]] = redis.execute_command
+
+    async def interrupted(*args: Any, **options: Any) -> Any:
+        if next(numbers) == number:
+            await act()
+        return await send(*args, **options)
+
+    patched.setattr(redis, "execute_command", interrupted)
 
 
 @pytest.fixture
@@ -97,6 +116,53 @@ async def test_erasure_leaves_nothing_of_the_user(redis: Redis, small: Settings)
     assert [event.user_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))] == [U2]
     assert await redis.scard(PartitionKeys(BEAUTY, 0).capped) == 0
     assert await history.erase(BEAUTY, U1) == theirs, "who repeats a call whose answer got lost learns the same"
+
+
+@pytest.mark.parametrize("late", [1, 5])
+@pytest.mark.parametrize("there", [3, 5])
+async def test_what_arrives_during_an_erasure_goes_or_stays_and_goes_with_the_next(
+    redis: Redis, small: Settings, monkeypatch: pytest.MonkeyPatch, there: int, late: int
+) -> None:
+    """Before each command in turn. A history keeps three: what arrives pushes others out of it."""
+    log, history = InteractionLog(redis, small), HistoryStore(redis, small)
+
+    async def arrive() -> None:
+        await log.append(BEAUTY, [interaction(at=9 + n) for n in range(late)])
+
+    for number in count():
+        await redis.flushdb()
+        await log.append(BEAUTY, [interaction(at=n) for n in range(there)])
+        with monkeypatch.context() as patched:
+            before_command(redis, patched, number, arrive)
+            erased = await history.erase(BEAUTY, U1)
+        left = [event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))]
+        assert [event.stream_id for event in await history.get(BEAUTY, U1)] == left[-3:]
+        assert await history.erase(BEAUTY, U1) == erased | set(left)
+        assert await log.count(BEAUTY, {}) == 0
+        if len(erased) + len(left) == there:  # there are fewer commands
+            break
+        assert (len(erased), len(left)) in {(there + late, 0), (there, late)}
+    assert number > 1
+
+
+async def test_an_erasure_that_breaks_off_is_finished_by_the_next(
+    redis: Redis, small: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, history = InteractionLog(redis, small), HistoryStore(redis, small)
+
+    async def break_off() -> None:
+        raise RedisConnectionError
+
+    for number in count():
+        await log.append(BEAUTY, [interaction(item=f"i{number}", at=n) for n in range(5)])
+        theirs = {event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))}
+        with monkeypatch.context() as patched, suppress(RedisConnectionError):
+            before_command(redis, patched, number, break_off)
+            assert theirs <= await history.erase(BEAUTY, U1)
+            break
+        assert theirs <= await history.erase(BEAUTY, U1)
+        assert await log.count(BEAUTY, {}) == 0
+    assert number > 1
 
 
 async def test_an_erased_user_can_come_back(redis: Redis, redis_settings: Settings) -> None:
