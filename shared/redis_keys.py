@@ -31,7 +31,11 @@ def partition_of(user_id: UserId, partitions: int) -> int:
 
 def user_digest(user_id: UserId) -> str:
     """Names a user whose id must not be kept."""
-    return hashlib.blake2b(user_id.encode(), digest_size=16).hexdigest()
+    return _digest(user_id)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,9 @@ class PartitionKeys:
         return self._key(f"seen:{user_id}")
 
     def event(self, event_id: str) -> str:
-        return self._key(f"event:{event_id}")
+        """String with expiry: the event was appended. A digest, since it outlives the user's erasure, and the caller's
+        id may name the user."""
+        return self._key(f"event:{_digest(event_id)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shared.config import Settings
 from shared.dead_letters import DeadLetters
 from shared.history import ERASED_IDS_KEPT_S, HistoryStore
 from shared.redis_keys import PartitionKeys
-from shared.stream import InteractionLog
+from shared.stream import Appended, InteractionLog
 from shared.types import UserId
 from tests.factories import BEAUTY, interaction
 
@@ -172,6 +172,18 @@ async def test_an_erased_user_can_come_back(redis: Redis, redis_settings: Settin
     assert 0 < await redis.ttl(PartitionKeys(BEAUTY, 0).erased_ids(U1)) <= ERASED_IDS_KEPT_S
     await log.append(BEAUTY, [interaction(item="old"), interaction(item="new")])
     assert [event.item_id for event in await history.get(BEAUTY, U1)] == ["new"]
+
+
+async def test_of_an_erased_users_event_ids_no_text_stays_and_a_late_retry_is_a_duplicate(
+    redis: Redis, redis_settings: Settings
+) -> None:
+    log, history = InteractionLog(redis, redis_settings), HistoryStore(redis, redis_settings)
+    event = interaction("anna", event_id="order-77:anna@example.com")
+    await log.append(BEAUTY, [event])
+    await history.erase(BEAUTY, event.user_id)
+    assert await redis.keys("*anna*") == []
+    assert await log.append(BEAUTY, [event]) == Appended(0, 1)
+    assert await history.get(BEAUTY, event.user_id) == ()
 
 
 async def test_what_cannot_be_read_is_left_out_and_does_not_stop_an_erasure(
