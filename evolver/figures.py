@@ -84,7 +84,7 @@ class Figures:
             (moment, group): values["hr@1"]
             for moment, groups in manifest.metrics.items()
             for group, values in groups.items()
-            if "hr@1" in values
+            if values.get("n") and "hr@1" in values  # of nobody the rate would be 0
         }
         self._of_champion(self.hit_rate, domain, rates)
 

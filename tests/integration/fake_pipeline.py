@@ -23,13 +23,15 @@ STAGES = ("evaluate before", "locate", "forget", "update", "evaluate")
 
 @dataclass(frozen=True)
 class FakePipeline:
-    """`stage_s`: seconds per stage. `trace`: a file that gets a line "pid stage" when a stage begins."""
+    """`stage_s`: seconds per stage. `trace`: a file that gets a line "pid stage" when a stage begins. `unasked`: groups
+    of the panel in which there is nobody."""
 
     stage_s: float = 0.0
     trace: Path | None = None
     train_examples: int = 10
     gate_reasons: tuple[str, ...] = ()
     groups: tuple[str, ...] = ("U",)
+    unasked: tuple[str, ...] = ()
     forgotten: ForgottenSet = ForgottenSet()  # noqa: RUF009 - immutable
 
     def __call__(
@@ -43,6 +45,8 @@ class FakePipeline:
     ) -> PipelineResult:
         for stage in STAGES:
             self._run(stage, progress, should_stop)
+        asked = {group: {"n": 1.0, "hr@1": 0.5, "ndcg@3": float("nan")} for group in self.groups}
+        unasked = {group: {"n": 0.0, "hr@1": 0.0, "ndcg@3": 0.0} for group in self.unasked}
         learned = {user: len(events) for user, events in inputs.histories.items() if user not in inputs.panel}
         for name in ("adapter_config.json", "adapter_model.safetensors", "retriever.safetensors"):
             (out / name).write_text(json.dumps({"file": name, "learned": learned}))
@@ -59,7 +63,7 @@ class FakePipeline:
             lora_rank=settings.lora_rank,
             target_modules=("q_proj",),
             blend=BlendWeights(),
-            metrics={"after": {group: {"n": 1.0, "hr@1": 0.5, "ndcg@3": float("nan")} for group in self.groups}},
+            metrics={"after": asked | unasked},
             gate=Gate(passed=not self.gate_reasons, reasons=self.gate_reasons),
             stage_seconds=dict.fromkeys(STAGES, self.stage_s),
             train_examples=self.train_examples,

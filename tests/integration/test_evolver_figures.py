@@ -66,7 +66,8 @@ def test_without_a_port_it_listens_nowhere(settings: Settings, servers: Servers)
     assert servers == []
 
 
-async def test_nothing_of_an_earlier_champion_is_told_of_the_next(backend: Backend) -> None:
+@pytest.mark.parametrize("unasked", [(), ("U_I",)])
+async def test_nothing_of_an_earlier_champion_is_told_of_the_next(backend: Backend, unasked: tuple[str, ...]) -> None:
     asked = dataclasses.replace(backend, settings=backend.settings.model_copy(update={"worker_metrics_port": 0}))
     told = Figures()
 
@@ -79,6 +80,6 @@ async def test_nothing_of_an_earlier_champion_is_told_of_the_next(backend: Backe
     await told.read(asked)
     assert (hit_rate("U"), hit_rate("U_I")) == (0.5, 0.5)
     await fill(backend, USERS[:2], start=9_000.0)
-    await run(backend)
+    await run(backend, FakePipeline(unasked=unasked))
     await told.read(asked)
     assert (hit_rate("U"), hit_rate("U_I")) == (0.5, None)
