@@ -35,6 +35,8 @@ MAX_CANDIDATES = 100  # in a prompt: one label each
 # How often something looks: 0 would never rest, and infinity is a time that neither a thread nor Redis waits for.
 Period = Annotated[float, Field(ge=0.1, le=24 * 3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes, in evolutions and in vLLM
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 EventTypes = frozenset[Annotated[str, StringConstraints(pattern=EVENT_TYPE_PATTERN)]]
 
 
@@ -153,7 +155,7 @@ class Settings(BaseSettings):
     archive: bool = Field(
         True, description="Published windows as Parquet in the artifact store; without it no stream is ever trimmed"
     )
-    seed: int = 0
+    seed: Seed = 0
     max_train_examples: PositiveInt = 1200
     max_located_users: PositiveInt = 64
     max_evaluated_users: PositiveInt = 400
@@ -166,8 +168,8 @@ class Settings(BaseSettings):
     retriever_window_epochs: PositiveInt = Field(4, description="Fine-tuning of the retriever on a window")
     bootstrap_epochs: PositiveInt = 1
     update_epochs: PositiveInt = 2
-    learning_rate: PositiveFloat = 1e-3
-    consistency_weights: Annotated[tuple[float, ...], NoDecode] = Field(
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    consistency_weights: Annotated[tuple[Weight, ...], NoDecode] = Field(
         (1.0,),
         min_length=1,
         description="Weights of the consistency term to choose from on validation, comma separated",

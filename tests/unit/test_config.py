@@ -24,6 +24,15 @@ def test_a_period_is_long_enough_to_rest_and_ends(name: str, value: str) -> None
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("seed", "-1"),
+        ("seed", str(2**32)),
+        *(("consistency_weights", value) for value in ("-1", "nan", "1,inf", "")),
+        *(("learning_rate", value) for value in ("0", "-1", "nan", "inf")),
+        ("panel_share", "nan"),
+        ("retriever_dropout", "nan"),
+        ("gpu_memory_share", "nan"),
+        ("receive_timeout_s", "nan"),
+        ("popularity_half_life_days", "nan"),
         ("port", "0"),
         ("port", "99999"),
         ("worker_metrics_port", "0"),
@@ -45,9 +54,14 @@ def test_what_nothing_could_be_done_with_is_refused(name: str, value: str, monke
 
 @pytest.mark.parametrize(
     ("name", "value", "read"),
-    [("log_level", "warning", "WARNING"), ("broker_url", "redis+socket:///run/r.sock", "redis+socket:///run/r.sock")],
+    [
+        ("log_level", "warning", "WARNING"),
+        ("broker_url", "redis+socket:///run/r.sock", "redis+socket:///run/r.sock"),
+        ("seed", str(2**32 - 1), 2**32 - 1),
+        ("consistency_weights", "0, 0.5", (0.0, 0.5)),
+    ],
 )
-def test_what_is_accepted(name: str, value: str, read: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_accepted(name: str, value: str, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"EVOREC_{name.upper()}", value)
     assert getattr(make_settings(), name) == read
 
