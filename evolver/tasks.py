@@ -16,7 +16,6 @@ from evolver.backend import open_backend
 from evolver.evolve import evolve
 from evolver.trigger import Enqueue
 from evolver.upkeep import EnqueueUpkeep
-from shared.allocator import give_back_memory
 from shared.config import Settings
 from shared.domains import validate_domain
 from shared.errors import NotFound
@@ -53,7 +52,6 @@ def register(app: Celery, settings: Settings, surroundings: Surroundings) -> Non
             log.warning("evolution_unknown", error=str(error))
         finally:
             structlog.contextvars.clear_contextvars()
-            give_back_memory()  # the child waits for the next run, for hours maybe
 
     @app.task(name=UPKEEP_TASK, Request=CheckedRequest, shared=False)  # type: ignore[untyped-decorator]
     def upkeep_task(domain: str) -> None:
