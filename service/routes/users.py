@@ -15,7 +15,6 @@ from service.schemas.common import Identifier
 from service.schemas.users import ErasureAnswer, HistoryAnswer, HistoryEntry
 from shared.errors import NotFound
 from shared.manifest import Manifest
-from shared.panel import in_panel
 from shared.redis_keys import partition_of
 from shared.types import STREAM_START, AdapterName, DomainId, UserId, order_of
 
@@ -78,11 +77,9 @@ async def erase_user(
         services.remembered.forget(name, UserId(user_id))  # the history may be gone where the archive failed
     if not erased:
         raise _unknown(name, user_id)
-    learned: list[AdapterName] = []
-    if not in_panel(UserId(user_id), services.settings.panel_share):
-        partition = partition_of(UserId(user_id), services.settings.partitions)
-        # Read last: an evolution asks who was erased before it publishes, and what it published before is here.
-        learned = learned_by(await services.registry.versions(name), partition, erased)
+    partition = partition_of(UserId(user_id), services.settings.partitions)
+    # Read last: an evolution asks who was erased before it publishes, and what it published before is here.
+    learned = learned_by(await services.registry.versions(name), partition, erased)
     return ErasureAnswer(user_id=user_id, domain=name, erased=len(erased), learned_by=list(learned))
 
 
@@ -90,7 +87,8 @@ def learned_by(oldest_first: Sequence[Manifest], partition: int, stream_ids: Col
     """Versions that learned from any of the ids, or descend from one that did: weights are inherited.
 
     A window starts where the parent's ends: with its ancestors, pruned ones too, a version has learned from everything
-    up to its range's end.
+    up to its range's end. From the panel it takes no targets for its weights, but its blend may rest on one, and its
+    forgotten set names them.
     """
     earliest = min(map(order_of, stream_ids))
     return [
