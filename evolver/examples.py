@@ -55,13 +55,9 @@ class Examples:
         """At most `limit` of the trainable users who did nothing in the window, drawn with the seed."""
         return self._shuffled(self._split.trainable - self._split.active)[:limit]
 
-    def in_window(self, event: Interaction) -> bool:
-        """Whether an interaction is one of the window's."""
-        return event.event_id in self._inputs.window_event_ids
-
     def before_window(self, user: UserId) -> tuple[Interaction, ...]:
         """The user's visible events before the window."""
-        return tuple(event for event in self._split.visible[user] if not self.in_window(event))
+        return tuple(event for event in self._split.visible[user] if not self._inputs.in_window(event))
 
     def positions(self, targets: Targets, forgotten: ForgottenSet) -> list[Position]:
         """The trainable users' interactions that supply targets, at most `max_train_examples`, drawn with the seed.
@@ -77,7 +73,7 @@ class Examples:
             events = forgotten.filter(user, visible)
             for place in range(1, len(events)):
                 if events[place].event_id in new:
-                    (window if self.in_window(events[place]) else past).append((user, place))
+                    (window if self._inputs.in_window(events[place]) else past).append((user, place))
         if targets is Targets.WINDOW:
             return self._drawn(window, cap)
         if targets is Targets.EVERYTHING:

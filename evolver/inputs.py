@@ -17,6 +17,9 @@ from shared.manifest import Gate, Manifest, Metrics
 from shared.ranking import BlendWeights
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
+EventKey = tuple[UserId, str]
+"""User and event id: clients choose the ids, so that one user's new event may have that of another's old one."""
+
 _REHEARSED = 3  # inactive users for each active one (ADR 0033)
 
 Progress = Callable[[str, float], None]
@@ -54,13 +57,18 @@ def n_rehearsed(n_active: int) -> int:
     return _REHEARSED * n_active
 
 
+def event_key(event: Interaction) -> EventKey:
+    """What tells an event from all others of a domain's histories."""
+    return event.user_id, event.event_id
+
+
 @dataclass(frozen=True, slots=True)
 class EvolutionInputs:
     """Everything that one evolution learns from, read once, at its start.
 
-    `histories` are oldest first, window included, and hold positive events alone. `window_event_ids` are the events
-    of the window among them; a user with one is active (U_A), every other user is inactive (U_I). Without a parent
-    (bootstrap) all events are the window's. Users of `panel` never supply a training target. `known` is everybody whom
+    `histories` are oldest first, window included, and hold positive events alone. `window` are the events of the window
+    among them; a user with one is active (U_A), every other user is inactive (U_I). Without a parent (bootstrap) all
+    events are the window's. Users of `panel` never supply a training target. `known` is everybody whom
     the domain knows, those without a history here too: no version may name others. None: that cannot be told.
     `popularity` is log2 of each item's decayed mass over all events of the domain (`shared.popularity`). None:
     `histories` are all there are.
@@ -69,7 +77,7 @@ class EvolutionInputs:
     domain: DomainId
     items: tuple[Item, ...]
     histories: Mapping[UserId, tuple[Interaction, ...]]
-    window_event_ids: frozenset[str]
+    window: frozenset[EventKey]
     panel: frozenset[UserId]
     seed: int
     known: frozenset[UserId] | None = None
@@ -77,19 +85,17 @@ class EvolutionInputs:
 
     def active_users(self) -> tuple[UserId, ...]:
         """U_A, in the order of `histories`."""
-        window = self.window_event_ids
-        return tuple(user for user, events in self.histories.items() if any(e.event_id in window for e in events))
+        return tuple(user for user, events in self.histories.items() if any(map(self.in_window, events)))
+
+    def in_window(self, event: Interaction) -> bool:
+        """Whether an interaction is one of the window's."""
+        return event_key(event) in self.window
 
     def without(self, user_id: UserId) -> EvolutionInputs:
         """The same, as if the user had never been there."""
         histories = {user: events for user, events in self.histories.items() if user != user_id}
-        theirs = {event.event_id for event in self.histories.get(user_id, ())}
-        return replace(
-            self,
-            histories=histories,
-            window_event_ids=self.window_event_ids - theirs,
-            panel=self.panel - {user_id},
-        )
+        theirs = set(map(event_key, self.histories.get(user_id, ())))
+        return replace(self, histories=histories, window=self.window - theirs, panel=self.panel - {user_id})
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,7 @@ class Learner:
         )
 
     def _window_places(self, events: Sequence[Interaction]) -> frozenset[int]:
-        return frozenset(place for place, event in enumerate(events) if self.examples.in_window(event))
+        return frozenset(place for place, event in enumerate(events) if self._inputs.in_window(event))
 
     def _trained(self) -> Retriever:
         """A retriever from scratch, on everything."""

@@ -63,7 +63,7 @@ def split(inputs: EvolutionInputs, *, max_panel: int, max_validation: int) -> Sp
     others = [
         user
         for user, place in last.items()
-        if user not in inputs.panel and place and histories[user][place].event_id in inputs.window_event_ids
+        if user not in inputs.panel and place and inputs.in_window(histories[user][place])
     ]
     # Without anybody to validate on, no update could be seen to be better than what there was.
     at_least_one = 1 if len(others) > 1 else 0

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from evolver.backend import Backend
-from evolver.inputs import EvolutionInputs, n_rehearsed
+from evolver.inputs import EventKey, EvolutionInputs, event_key, n_rehearsed
 from shared.config import Settings
 from shared.panel import in_panel
 from shared.redis_client import text
@@ -38,7 +38,7 @@ class Window:
     @classmethod
     def of(cls, inputs: EvolutionInputs, ranges: StreamRanges) -> Self:
         """The window of these inputs, counted."""
-        return cls(inputs, ranges, len(inputs.window_event_ids), len(inputs.active_users()))
+        return cls(inputs, ranges, len(inputs.window), len(inputs.active_users()))
 
     def without(self, user_id: UserId) -> Self:
         """The same stream range, learned from without this user."""
@@ -100,14 +100,14 @@ async def load_window(backend: Backend, domain: DomainId, seed: int) -> Window:
         for draw in await asyncio.to_thread(inactive_draws, known, active, settings, seed, champion):
             histories |= await reader.drawn(draw)
 
-    def ids_in_window() -> frozenset[str]:
-        return frozenset(e.event_id for events in histories.values() for e in events if bounds.holds(e))
+    def in_window() -> frozenset[EventKey]:
+        return frozenset(event_key(e) for events in histories.values() for e in events if bounds.holds(e))
 
     inputs = EvolutionInputs(
         domain=domain,
         items=items,
         histories=histories,
-        window_event_ids=await asyncio.to_thread(ids_in_window),
+        window=await asyncio.to_thread(in_window),
         panel=frozenset(user for user in histories if in_panel(user, settings.panel_share)),
         seed=seed,
         # Users whom only the archive has will be known again.

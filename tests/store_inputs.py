@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, event_key
 from evolver.stores import Store
 from shared.panel import in_panel
 from shared.types import DomainId, Interaction, UserId
@@ -21,7 +21,7 @@ def store_inputs(
         domain=DomainId("store"),
         items=store.items,
         histories={user: tuple(history) for user, history in histories.items()},
-        window_event_ids=frozenset(event.event_id for event in window),
+        window=frozenset(map(event_key, window)),
         panel=frozenset(user for user in histories if in_panel(user, panel_share)),
         seed=0,
     )

@@ -59,8 +59,8 @@ class Round:
     @property
     def window_until(self) -> float:
         """When the window's last interaction happened, in unix seconds."""
-        window = self.inputs.window_event_ids
-        return max(e.timestamp for events in self.inputs.histories.values() for e in events if e.event_id in window)
+        inputs = self.inputs
+        return max(e.timestamp for events in inputs.histories.values() for e in events if inputs.in_window(e))
 
 
 def split_of(inputs: EvolutionInputs, settings: Settings) -> Split:

@@ -208,7 +208,7 @@ class _Asked:
         save_scores(out / SCORES, score_rules(self.round))
         return {
             "window_until": self.round.window_until,
-            "window_interactions": len(self.round.inputs.window_event_ids),
+            "window_interactions": len(self.round.inputs.window),
             "active_users": len(self.round.split.active),
             "known_items": len(self.round.inputs.items),
             "population": {

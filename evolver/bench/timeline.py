@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from evolver.bench.bad_input import require_dates, require_enough
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, event_key
 from shared.config import Settings
 from shared.interaction_codec import event_id_of
 from shared.panel import in_panel
@@ -89,7 +89,7 @@ class Timeline:
             domain=BENCH,
             items=tuple(item for item in self.items if item.item_id in known),
             histories={user: tuple(events) for user, events in histories.items()},
-            window_event_ids=frozenset(event.event_id for event in self.events[start:end]),
+            window=frozenset(map(event_key, self.events[start:end])),
             panel=frozenset(user for user in histories if in_panel(user, PANEL_SHARE)),
             seed=self.seed,
         )

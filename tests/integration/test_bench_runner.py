@@ -196,7 +196,7 @@ def test_processes_in_one_folder_make_each_step_once(base: Path, tmp_path: Path)
     waiting[0].join(60)
     assert not waiting[0].is_alive()
     assert first.bootstraps + second.bootstraps == 1
-    made = [(name, task.inputs.window_event_ids) for name, task in (*first.tasks, *second.tasks)]
+    made = [(name, task.inputs.window) for name, task in (*first.tasks, *second.tasks)]
     assert len(made) == len(set(made)) == 2 * ROUNDS
 
 

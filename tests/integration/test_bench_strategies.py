@@ -11,7 +11,7 @@ import torch
 from evolver.bench.strategies import STRATEGIES
 from evolver.bench.strategies.lsat import LONG_TERM_WEIGHTS
 from evolver.bench.version_files import load_blend, load_version
-from evolver.inputs import ParentVersion
+from evolver.inputs import ParentVersion, event_key
 from evolver.learning import Learner
 from evolver.lora import lora_state
 from evolver.pipeline import run_pipeline
@@ -81,8 +81,8 @@ def test_who_rehearses_learns_fast_beside_few_active_users(
     inputs, settings, parent = played.inputs, played.settings, played.folder / "bootstrap"
     if n_active is not None:
         active = [user for user, events in sorted(inputs.histories.items()) if user not in inputs.panel][:n_active]
-        newest = frozenset(event.event_id for user in active for event in inputs.histories[user][-2:])
-        inputs = replace(inputs, window_event_ids=newest)
+        newest = frozenset(event_key(event) for user in active for event in inputs.histories[user][-2:])
+        inputs = replace(inputs, window=newest)
     seen = Seen()
     watched(monkeypatch, seen)
     parts = evolver_split(inputs, settings)
@@ -152,7 +152,7 @@ def test_where_training_examples_lie(played: Round) -> None:
         asked = [(user, history, target) for user, history, target in played.seen[name].asked if user in trainable]
         events = [played.inputs.histories[user][len(history)] for user, history, _ in asked]
         assert [event.item_id for event in events] == [target for _, _, target in asked]
-        return [event.event_id in played.inputs.window_event_ids for event in events]
+        return [played.inputs.in_window(event) for event in events]
 
     cap = played.settings.max_train_examples
     for name in ("finetune", "kl", "lsat", "evorec-without-forget"):

@@ -9,10 +9,12 @@ import pytest
 
 from evolver import window as window_module
 from evolver.backend import Backend
+from evolver.inputs import event_key
 from evolver.splits import decayed_popularity
 from evolver.window import load_window
 from shared.panel import in_panel
 from shared.popularity import shares_of
+from shared.redis_keys import PartitionKeys
 from shared.restore import Restorer
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, StreamPositions, UserId
@@ -37,7 +39,7 @@ async def test_bootstrap_reads_everything(backend: Backend) -> None:
     window = await load_window(backend, DOMAIN, seed=7)
 
     assert set(window.inputs.histories) == set(USERS)
-    assert window.n_interactions == len(window.inputs.window_event_ids) == accepted
+    assert window.n_interactions == len(window.inputs.window) == accepted
     assert window.n_active_users == len(USERS)
     assert window.ranges == {0: ("0-0", (await backend.log.tail(DOMAIN))[0])}
     assert window.inputs.items == tuple(sorted(ITEMS, key=lambda item: item.item_id))
@@ -176,7 +178,7 @@ async def test_what_arrives_after_the_start_belongs_to_the_next_window(backend: 
     window = await load_window(late, DOMAIN, seed=0)
 
     assert window.until == end
-    assert LATE.event_id not in window.inputs.window_event_ids
+    assert not window.inputs.in_window(LATE)
     assert LATE.event_id not in {event.event_id for event in window.inputs.histories[USERS[0]]}
     assert await backend.log.count(DOMAIN, after=window.until) == 1
 
@@ -191,5 +193,21 @@ async def test_views_push_no_purchase_out_of_what_is_learned(backend: Backend) -
 
     window = await load_window(backend, DOMAIN, seed=0)
 
-    assert window.inputs.window_event_ids == {event.event_id for event in bought}
+    assert window.inputs.window == set(map(event_key, bought))
     assert [event.event_id for event in window.inputs.histories[USERS[0]]][-3:] == [event.event_id for event in bought]
+
+
+async def test_an_old_event_whose_id_another_user_sends_anew_stays_old(backend: Backend) -> None:
+    """Clients choose event ids, which are kept for a week."""
+    old = Interaction("order 1", USERS[0], ITEMS[5].item_id, 1_500.0)
+    await fill(backend)
+    await backend.log.append(DOMAIN, [old])
+    await bootstrap(backend)
+    await backend.redis.delete(PartitionKeys(DOMAIN, 0).event("order 1"))
+    await backend.log.append(DOMAIN, [dataclasses.replace(old, user_id=USERS[1], timestamp=2_000.0)])
+
+    window = await load_window(backend, DOMAIN, seed=0)
+
+    assert (window.n_interactions, window.inputs.active_users()) == (1, (USERS[1],))
+    assert [event.event_id for event in window.inputs.histories[USERS[0]]][-1] == "order 1"
+    assert not any(map(window.inputs.in_window, window.inputs.histories[USERS[0]]))

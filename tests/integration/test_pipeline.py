@@ -166,7 +166,7 @@ def test_however_much_is_forgotten_the_window_and_the_newest_by_time_stay(
     forgotten = ForgottenSet.load(tmp_path / "next")
     assert len(forgotten) > len(inputs.active_users())
     for user, events in inputs.histories.items():
-        kept = {event.event_id for event in events[-RECENT:]} | inputs.window_event_ids
+        kept = {e.event_id for e in events if e in events[-RECENT:] or inputs.in_window(e)}
         assert not forgotten.of(user) & kept
 
 
@@ -277,7 +277,7 @@ def test_panel_users_never_supply_a_target(line: Line, tmp_path: Path) -> None:
         user: (*events[:-1], events[0]) if user in inputs.panel and len(events) > 2 else events
         for user, events in inputs.histories.items()
     }
-    changed = EvolutionInputs(inputs.domain, inputs.items, shuffled, inputs.window_event_ids, inputs.panel, inputs.seed)
+    changed = EvolutionInputs(inputs.domain, inputs.items, shuffled, inputs.window, inputs.panel, inputs.seed)
     _run(changed, None, tmp_path / "changed")
     for name in ("adapter_model.safetensors", "retriever.safetensors"):
         changed_file, first_file = (folder / name for folder in (tmp_path / "changed", line.first))

@@ -14,7 +14,7 @@ from evolver.bench.bad_input import FIRST_DATE
 from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT, Round, make_round, next_targets, split_of
 from evolver.bench.rules import CATEGORY, DECAYED, POPULARITY, RULES, TITLE_WORDS, score_rules
 from evolver.bench.timeline import MAX_ROUNDS, PANEL_SHARE, Timeline, Window, make_timeline
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, event_key
 from evolver.splits import item_sequence
 from shared.config import Settings
 from shared.errors import InvalidInput
@@ -44,14 +44,14 @@ def _events(inputs: EvolutionInputs) -> list[Interaction]:
 
 def test_the_past_is_70_percent_and_windows_follow_it_without_gap_or_overlap(timeline: Timeline) -> None:
     assert timeline.cuts == (630, 697, 765, 832, 900)
-    assert {e.event_id for e in _events(timeline.past)} == timeline.past.window_event_ids
-    assert len(timeline.past.window_event_ids) == 630
-    seen = set(timeline.past.window_event_ids)
+    assert set(map(event_key, _events(timeline.past))) == timeline.past.window
+    assert len(timeline.past.window) == 630
+    seen = set(timeline.past.window)
     for number in range(1, MAX_ROUNDS + 1):
         window = timeline.window(number)
-        assert not seen & window.inputs.window_event_ids
-        seen |= window.inputs.window_event_ids
-        assert {event.event_id for event in _events(window.inputs)} == seen
+        assert not seen & window.inputs.window
+        seen |= window.inputs.window
+        assert set(map(event_key, _events(window.inputs))) == seen
 
 
 def test_positive_events_alone_are_in_the_timeline() -> None:
@@ -67,11 +67,11 @@ def test_what_a_base_may_see_is_in_no_seeds_window() -> None:
     # Ten days' events have one timestamp, so that the cut falls among ties.
     events = [replace(event, timestamp=event.timestamp // (10 * DAY) * 10 * DAY) for event in make_interactions()]
     timelines = [make_timeline(make_items(61), _in_order(events, seed), SETTINGS, seed=seed) for seed in range(3)]
-    known = [{event.event_id for event in _events(timeline.before_windows)} for timeline in timelines]
+    known = [set(map(event_key, _events(timeline.before_windows))) for timeline in timelines]
     assert known[0] == known[1] == known[2]
     assert 0 < len(known[0]) < timelines[0].cuts[0]
     for timeline in timelines:
-        assert not known[0] & timeline.window(1).inputs.window_event_ids
+        assert not known[0] & timeline.window(1).inputs.window
 
 
 def _in_order(events: list[Interaction], seed: int) -> list[Interaction]:
@@ -108,7 +108,12 @@ def test_next_is_the_first_interaction_after_the_window_with_a_known_item_of_a_k
         UserId("both"): (interaction("both", "a", event_id="2"), interaction("both", "b", at=9, event_id="3")),
     }
     inputs = EvolutionInputs(
-        DomainId("d"), tuple(Item(ItemId(i), i) for i in "ab"), events, frozenset({"3"}), frozenset(), 0
+        DomainId("d"),
+        tuple(Item(ItemId(i), i) for i in "ab"),
+        events,
+        frozenset({(UserId("both"), "3")}),
+        frozenset(),
+        0,
     )
     later = [interaction("both", "a", at=20), interaction("old", "later", at=21), interaction("stranger", "a", at=22)]
     (target,) = next_targets(Window(1, inputs, tuple(later)), frozenset(inputs.active_users()))

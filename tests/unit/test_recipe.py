@@ -11,7 +11,7 @@ import torch
 
 from evolver.bench.strategies import STRATEGIES
 from evolver.examples import Examples
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, event_key
 from evolver.locate import Location, least_similar, located, most_similar
 from evolver.recipe import Targets, random_layers, top_layers
 from evolver.splits import Split, split
@@ -70,7 +70,7 @@ def _inputs() -> EvolutionInputs:
         histories[UserId(f"user-{number}")] = tuple(
             interaction(f"user-{number}", f"i{number + 2 * n}", at=n, event_id=f"{number}-{n}") for n in range(count)
         )
-    window = {event.event_id for events in histories.values() for event in events[PAST:]}
+    window = {event_key(event) for events in histories.values() for event in events[PAST:]}
     return EvolutionInputs(DomainId("shop"), ITEMS, histories, frozenset(window), PANEL, seed=5)
 
 
@@ -81,7 +81,7 @@ def _examples(cap: int) -> tuple[Examples, EvolutionInputs, Split]:
 
 
 def _in_window(inputs: EvolutionInputs, user: UserId, place: int) -> bool:
-    return inputs.histories[user][place].event_id in inputs.window_event_ids
+    return inputs.in_window(inputs.histories[user][place])
 
 
 @pytest.mark.parametrize("targets", Targets)

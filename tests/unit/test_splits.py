@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evolver.inputs import EvolutionInputs
+from evolver.inputs import EvolutionInputs, event_key
 from evolver.splits import Split, split, visible_popularity
 from shared.popularity import log2_weight
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
@@ -26,7 +26,7 @@ def _inputs() -> EvolutionInputs:
         histories[UserId(user)] = tuple(
             interaction(user, f"i{n}", at=n, event_id=f"{number}-{n}") for n in range(count)
         )
-    window = {event.event_id for events in histories.values() for event in events[PAST:]}
+    window = {event_key(event) for events in histories.values() for event in events[PAST:]}
     return EvolutionInputs(DomainId("shop"), ITEMS, histories, frozenset(window), frozenset([*histories][:N_PANEL]), 3)
 
 
@@ -90,7 +90,7 @@ def test_no_more_panel_users_are_asked_than_the_limit_says(limit: int) -> None:
 
 def test_everybody_active_as_at_the_bootstrap_leaves_all_of_the_panel_to_be_asked() -> None:
     inputs = _inputs()
-    everything = frozenset(event.event_id for events in inputs.histories.values() for event in events)
+    everything = frozenset(event_key(event) for events in inputs.histories.values() for event in events)
     parts = split(
         EvolutionInputs(inputs.domain, inputs.items, inputs.histories, everything, inputs.panel, inputs.seed),
         max_panel=N_PANEL,
@@ -114,7 +114,7 @@ def _repeating() -> EvolutionInputs:
             ("anew too", ("i0", "i1", "i2", "i0")),
         )
     }
-    window = {event.event_id for events in histories.values() for event in events[2:]}
+    window = {event_key(event) for events in histories.values() for event in events[2:]}
     return EvolutionInputs(DomainId("shop"), ITEMS, histories, frozenset(window), frozenset([*histories][:2]), 3)
 
 
