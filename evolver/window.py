@@ -162,9 +162,15 @@ class _Reader:
 
     async def active(self) -> frozenset[UserId]:
         """Users with a positive event in the window."""
-        positive = self.backend.settings.positive_events
-        events = self.backend.log.read(self.domain, self.bounds.after, self.bounds.until)
-        return frozenset({event.user_id async for event in events if event.event_type in positive})
+        positive, log = self.backend.settings.positive_events, self.backend.log
+        return frozenset(
+            {
+                event.user_id
+                for partition, (after, until) in self.bounds.ranges().items()
+                async for event in log.entries(self.domain, partition, after, until)
+                if event.event_type in positive
+            }
+        )
 
     async def histories(self, users: Sequence[UserId]) -> dict[UserId, tuple[Interaction, ...]]:
         """Of those users who have any."""

@@ -200,25 +200,28 @@ class InteractionLog:
         event_keys = [keys.event(event.event_id) for event in events]
         return _Call([*fixed, *event_keys, *histories], args)
 
-    async def read(
-        self, domain: DomainId, after: StreamPositions, until: StreamPositions
-    ) -> AsyncIterator[Interaction]:
-        """Everything after `after`, up to and including `until`, partition by partition, in stream order.
-
-        A partition that is missing in `until` ends at its start. An event that was appended twice comes once. What
-        cannot be read becomes a dead letter.
+    async def entries(self, domain: DomainId, partition: int, after: str, until: str) -> AsyncIterator[Interaction]:
+        """One partition's entries after `after`, up to `until` (inclusive), in stream order; one that was appended
+        twice comes twice. What cannot be read becomes a dead letter.
         """
-        for partition in sorted(until):
-            keys = PartitionKeys(domain, partition)
-            seen: set[str] = set()
-            async for event in self._read_partition(keys, after.get(partition, STREAM_START), until[partition]):
-                if event.event_id not in seen:
-                    seen.add(event.event_id)
-                    yield event
-
-    def entries(self, domain: DomainId, partition: int, after: str, until: str) -> AsyncIterator[Interaction]:
-        """One partition's entries after `after`, up to `until` (inclusive); one that was appended twice comes twice."""
-        return self._read_partition(PartitionKeys(domain, partition), after, until)
+        stream = PartitionKeys(domain, partition).stream
+        while page := await self._redis.xrange(stream, f"({after}", until, count=PAGE):
+            for entry_id, fields in page:
+                if entry_id is None or fields is None:
+                    continue
+                after = text(entry_id)
+                try:
+                    # With decode_responses, which the annotations do not know, fields are strings.
+                    yield decode(str(fields.get(FIELD)), after)
+                except Unreadable as error:
+                    letter = DeadLetter(
+                        reason=f"stream entry: {error}",
+                        stream_id=after,
+                        user_id=user_of(fields.get(FIELD)),
+                        raw=json.dumps(fields, ensure_ascii=False),
+                    )
+                    if await self._dead_letters.add(domain, letter):
+                        log.warning("stream_entry_unreadable", domain=domain, stream_id=after, reason=str(error))
 
     async def first_id(self, domain: DomainId, partition: int) -> str | None:
         """The oldest stream id that the partition still holds."""
@@ -243,25 +246,6 @@ class InteractionLog:
         while dropped := int(await self._redis.xtrim(keys.stream, minid=first_kept, limit=TRIM_CHUNK)):
             total += dropped
         return total + int(await self._redis.xtrim(keys.stream, minid=first_kept, approximate=False))
-
-    async def _read_partition(self, keys: PartitionKeys, after: str, until: str) -> AsyncIterator[Interaction]:
-        while page := await self._redis.xrange(keys.stream, f"({after}", until, count=PAGE):
-            for entry_id, fields in page:
-                if entry_id is None or fields is None:
-                    continue
-                after = text(entry_id)
-                try:
-                    # With decode_responses, which the annotations do not know, fields are strings.
-                    yield decode(str(fields.get(FIELD)), after)
-                except Unreadable as error:
-                    letter = DeadLetter(
-                        reason=f"stream entry: {error}",
-                        stream_id=after,
-                        user_id=user_of(fields.get(FIELD)),
-                        raw=json.dumps(fields, ensure_ascii=False),
-                    )
-                    if await self._dead_letters.add(keys.domain, letter):
-                        log.warning("stream_entry_unreadable", domain=keys.domain, stream_id=after, reason=str(error))
 
     async def tail(self, domain: DomainId) -> StreamPositions:
         """The newest stream id of every partition."""

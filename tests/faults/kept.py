@@ -16,6 +16,7 @@ from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import DomainId, Interaction, UserId, order_of
 from tests.faults.numbered import NumberedStream
+from tests.log_reader import read_all
 from tests.service_support import SHOP
 
 
@@ -39,7 +40,7 @@ async def read_back(client: Redis, settings: Settings, domain: DomainId = SHOP) 
         for item, mass in (await _scores(client, keys.popularity)).items():
             masses[item] += 2 ** (mass - _reference(settings))
     return Kept(
-        stream=[event async for event in log.read(domain, {}, await log.tail(domain))],
+        stream=await read_all(log, domain),
         entries=await log.count(domain, {}),
         histories=await histories.get_many(domain, await histories.users(domain)),
         newest=newest,

@@ -25,6 +25,7 @@ from shared.types import UserId
 from tests.factories import BEAUTY, interaction
 from tests.faults.conftest import Tell
 from tests.faults.redis_server import RedisServer, slow_syncs
+from tests.log_reader import read_all
 from tests.service_support import ITEMS, SHOP, serving
 from tests.tiny_base import write_base
 
@@ -48,8 +49,7 @@ async def test_a_killed_redis_on_a_slow_disk_has_all_it_answered(
         server.stop()
     with EmbeddedRedis(settings):
         async with connect(settings) as client:
-            log = InteractionLog(client, settings)
-            kept = [event.event_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))]
+            kept = [event.event_id for event in await read_all(InteractionLog(client, settings), BEAUTY)]
     assert len(kept) == len(set(kept))
     assert slowed == kills or not full, "strace is needed to slow the syncs of a disk"
     outcome(
@@ -147,7 +147,7 @@ async def _missing_at(settings: Settings, batches: int) -> int:
     """How many of the batches' events are not once in stream and history."""
     async with connect(settings) as client:
         log = InteractionLog(client, settings)
-        stream = [event.event_id async for event in log.read(SHOP, {}, await log.tail(SHOP))]
+        stream = [event.event_id for event in await read_all(log, SHOP)]
         assert len(stream) == await log.count(SHOP, {})
         histories = await HistoryStore(client, settings).get_many(SHOP, [UserId(f"u{n}") for n in range(5)])
         history = [event.event_id for events in histories.values() for event in events]

@@ -26,6 +26,7 @@ from shared.redis_keys import PartitionKeys
 from shared.stream import InteractionLog
 from shared.types import STREAM_START, Interaction, UserId
 from tests.factories import BEAUTY, commit, interaction, manifest
+from tests.log_reader import read_all
 from tests.store_outage import ERRORS, interrupt
 
 POSITIONS = st.integers(0, 12).map(lambda n: f"{n}-0")
@@ -55,7 +56,7 @@ class World:
         return [event for span in spans for batch in self.files.read(BEAUTY, partition, span) for event in batch]
 
     async def streamed(self) -> list[Interaction]:
-        return [event async for event in self.log.read(BEAUTY, {}, await self.log.tail(BEAUTY))]
+        return await read_all(self.log, BEAUTY)
 
 
 @pytest.fixture(params=["folder", "memory"])

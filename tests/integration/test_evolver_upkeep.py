@@ -17,6 +17,7 @@ from shared.manifest import adapter_name
 from shared.redis_keys import DomainKeys
 from shared.types import DomainId, Interaction, order_of
 from tests.integration.evolver_support import DOMAIN, ITEMS, USERS, WorkerProcess, fill, run, until
+from tests.log_reader import read_all
 
 pytest_plugins = ("tests.integration.evolver_fixtures",)
 
@@ -28,7 +29,7 @@ def frugal(backend: Backend) -> Backend:
 
 
 async def streamed(backend: Backend) -> list[Interaction]:
-    return [event async for event in backend.log.read(DOMAIN, {}, await backend.log.tail(DOMAIN))]
+    return await read_all(backend.log, DOMAIN)
 
 
 def archived(backend: Backend) -> list[Interaction]:

@@ -197,6 +197,21 @@ async def test_views_push_no_purchase_out_of_what_is_learned(backend: Backend) -
     assert [event.event_id for event in window.inputs.histories[USERS[0]]][-3:] == [event.event_id for event in bought]
 
 
+async def test_users_whose_events_have_the_same_id_are_all_active(backend: Backend) -> None:
+    """A window may be longer than event ids are kept."""
+    backend = changed(backend, max_evaluated_users=1)
+    await fill(backend)
+    await bootstrap(backend)
+    for user in USERS[:9]:
+        await backend.redis.delete(PartitionKeys(DOMAIN, 0).event("order 1"))
+        await backend.log.append(DOMAIN, [Interaction("order 1", user, ITEMS[5].item_id, 2_000.0)])
+
+    window = await load_window(backend, DOMAIN, seed=0)
+
+    assert (window.n_interactions, {*window.inputs.active_users()}) == (9, {*USERS[:9]})
+    assert {*window.without(USERS[0]).inputs.active_users()} == {*USERS[1:9]}
+
+
 async def test_an_old_event_whose_id_another_user_sends_anew_stays_old(backend: Backend) -> None:
     """Clients choose event ids, which are kept for a week."""
     old = Interaction("order 1", USERS[0], ITEMS[5].item_id, 1_500.0)

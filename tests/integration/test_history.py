@@ -16,6 +16,7 @@ from shared.redis_keys import PartitionKeys
 from shared.stream import Appended, InteractionLog
 from shared.types import UserId
 from tests.factories import BEAUTY, interaction
+from tests.log_reader import read_all
 
 U1, U2 = UserId("u1"), UserId("u2")
 
@@ -108,12 +109,12 @@ async def test_erasure_leaves_nothing_of_the_user(redis: Redis, small: Settings)
     # Five of u1, of which the history keeps three: the others are in the stream alone. As many views.
     await log.append(BEAUTY, [interaction("u1", f"i{n}", n) for n in range(5)] + [interaction("u2", "i9", 9)])
     await log.append(BEAUTY, [interaction("u1", f"i{n}", n, event_type="view") for n in range(5)])
-    theirs = {event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY)) if event.user_id == U1}
+    theirs = {event.stream_id for event in await read_all(log, BEAUTY) if event.user_id == U1}
     assert len(theirs) == 10
     assert await history.erase(BEAUTY, U1) == theirs
     assert await history.get(BEAUTY, U1) == ()
     assert await history.users(BEAUTY) == [U2]
-    assert [event.user_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))] == [U2]
+    assert [event.user_id for event in await read_all(log, BEAUTY)] == [U2]
     assert await redis.scard(PartitionKeys(BEAUTY, 0).capped) == 0
     assert await history.erase(BEAUTY, U1) == theirs, "who repeats a call whose answer got lost learns the same"
 
