@@ -12,6 +12,7 @@ The likelihood is smooth where a rank is not, so it says more about the same use
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from evolver.scoring import Scored
+from shared.errors import EvorecError
 from shared.ranking import BlendWeights, expert_features
 
 PRIOR = BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
@@ -30,7 +32,7 @@ _ITERATIONS = 100
 
 def choose_blend(scored: Sequence[Sequence[Scored]], parent: BlendWeights | None = None) -> BlendWeights:
     """The likeliest weights for some sets of candidates, which count alike. Where nobody can be asked they are the
-    parent's, or `PRIOR`.
+    parent's, or `PRIOR`. Raises `EvorecError` where no weights can be found, as of scores that are not numbers.
     """
     expected, worth = (parent, PARENT_WORTH) if parent else (PRIOR, 1)
     sets = [_padded(found) for chosen in scored if (found := [one for one in chosen if one.target >= 0])]
@@ -55,6 +57,12 @@ def choose_blend(scored: Sequence[Sequence[Scored]], parent: BlendWeights | None
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
     llm, retriever, popularity = (round(weight, DIGITS) for weight in nn.functional.softplus(free).tolist())
+    if not all(map(math.isfinite, (llm, retriever, popularity))):
+        raise EvorecError(
+            f"the blend's weights are not numbers (LLM {llm}, retriever {retriever}, popularity {popularity}): the "
+            "validation users' scores or the parent's weights have diverged; POST /admin/rollback goes back to the "
+            "version before the parent"
+        )
     return BlendWeights(llm=llm, retriever=retriever, popularity=popularity)
 
 

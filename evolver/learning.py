@@ -27,6 +27,7 @@ from evolver.trunk import decoder_layers
 from evolver.update import Labelled, UpdateConfig, UpdateResult, update
 from evolver.work import Work, tokens, work_of_update
 from shared.config import Settings
+from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.ranking import BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
@@ -112,7 +113,7 @@ class Learner:
         return Version(model, self._parent_index, self._known)
 
     def learn(self) -> Lesson:
-        """All stages."""
+        """All stages. Raises `EvorecError` where the retriever's training diverges."""
         stages = self._stages
         with stages.stage("locate"):
             location = self._locate()
@@ -178,9 +179,15 @@ class Learner:
     def _forget(self) -> Forgetting:
         """Renew the retriever; where the recipe forgets, ask it what is outdated.
 
-        Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar.
+        Fitting takes nearly all of the time: scoring what to forget stays at the end of the bar. Raises `EvorecError`
+        where the fit diverges.
         """
         renewed = self._renewed()
+        if not renewed.is_finite():
+            raise EvorecError(
+                "the retriever's weights are not numbers: its training has diverged, nothing can be ranked by it; "
+                "lower EVOREC_RETRIEVER_WINDOW_EPOCHS (for a first version EVOREC_RETRIEVER_EPOCHS) and evolve again"
+            )
         return self._outdated(renewed) if self._recipe.forget else Forgetting(renewed, self._known)
 
     def _renewed(self) -> Retriever:

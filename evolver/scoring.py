@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -120,7 +120,7 @@ def score_cases(
     on_batch: Callable[[float], None] = lambda share: None,
 ) -> list[Scored]:
     """Every expert's scores for every case; a target outside the candidates gets index -1. A user who has seen the
-    whole catalog has no candidates, hence no scores.
+    whole catalog has no candidates, hence no scores. Raises `EvorecError` where scores are not numbers.
     """
     histories = [filtered(version.forgotten, target.user_id, target.before) for target, _ in cases]
     prompts: dict[int, Prompt] = {}
@@ -133,17 +133,24 @@ def score_cases(
             if case.target in case.candidates
         }
         scores = score_prompts(version.model, [*prompts.values()], builder.label_ids, on_batch=on_batch)
-        if any(map(math.isnan, chain.from_iterable(scores))):
-            raise EvorecError(
-                "the LLM's scores are not numbers: its weights have diverged, nothing can be ranked by it"
-            )
+        _require_numbers("LLM", chain.from_iterable(scores))
         of_case = dict(zip(prompts, scores, strict=True))
         llm = [of_case.get(number, [math.nan] * len(case.candidates)) for number, (_, case) in enumerate(cases)]
     lengths = [len(prompts[number].token_ids) if number in prompts else 0 for number in range(len(cases))]
-    return [
+    scored = [
         _scored(version.index, history, case, logprobs, popularity, length)
         for history, (_, case), logprobs, length in zip(histories, cases, llm, lengths, strict=True)
     ]
+    _require_numbers("retriever", chain.from_iterable(one.retriever for one in scored))
+    return scored
+
+
+def _require_numbers(expert: str, scores: Iterable[float]) -> None:
+    if not all(map(math.isfinite, scores)):
+        raise EvorecError(
+            f"the {expert}'s scores are not numbers: its weights have diverged, nothing can be ranked by it; where "
+            "it is the champion's, POST /admin/rollback goes back to the version before"
+        )
 
 
 def _prompt(builder: PromptBuilder, index: RetrieverIndex, history: Sequence[ItemId], case: Case) -> Prompt:

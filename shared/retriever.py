@@ -100,6 +100,10 @@ class Retriever(nn.Module):
         one.members = nn.ModuleList(members)
         return one
 
+    def is_finite(self) -> bool:
+        """Whether all its weights are numbers; after a training that diverged some are not."""
+        return all(bool(value.isfinite().all()) for value in self.state_dict().values())
+
     def save(self, folder: Path) -> None:
         """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""
         # One entry: safetensors writes several in any order, and equal retrievers must give equal bytes.
@@ -109,7 +113,9 @@ class Retriever(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Retriever:
-        """Read `retriever.safetensors`; raises `InvalidArtifact` where it is missing, damaged or of another shape."""
+        """Read `retriever.safetensors`; raises `InvalidArtifact` where it is missing, damaged, of another shape or
+        holds weights that are not numbers.
+        """
         path = folder / RETRIEVER_FILE
         try:
             with safe_open(path, "pt") as file:
@@ -123,6 +129,8 @@ class Retriever(nn.Module):
                 raise ValueError(f"its weights are not those of {config.members} members")
             model = cls(about["item_ids"], config)
             model.load_state_dict(tensors)
+            if not model.is_finite():
+                raise ValueError("its weights are not numbers, they have diverged")
         except Exception as error:
             raise InvalidArtifact(f"{path} is no retriever that this version can read: {error}") from error
         return model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from evolver.pipeline import run_pipeline
 from evolver.stores import Store, make_store
 from evolver.update import Labelled, UpdateConfig, update
 from shared.config import Settings
+from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import PromptBuilder
 from shared.ranking import BlendWeights
@@ -268,6 +270,22 @@ def test_a_cancelled_run_raises_and_writes_nothing(line: Line, tmp_path: Path) -
     with pytest.raises(Cancelled):
         run_pipeline(inputs, None, tmp_path, SETTINGS, lambda stage, share: None, lambda: True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_retriever_that_diverges_ends_the_run_without_a_panel_too(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(parent: Retriever, *_: object, **__: object) -> Retriever:
+        copy = parent.with_items([*parent.rows])
+        next(copy.parameters()).data.fill_(math.nan)
+        return copy
+
+    monkeypatch.setattr("evolver.learning.renew_retriever", diverging)
+    parent = ParentVersion(line.first, manifest(blend=line.bootstrap.blend))
+    inputs = replace(_evolution_inputs(line.store), panel=frozenset())
+    with pytest.raises(EvorecError, match=r"the retriever's .* diverged.* lower EVOREC_RETRIEVER_WINDOW_EPOCHS"):
+        _run(inputs, parent, tmp_path / "v2", learning_rate=0.0, max_train_examples=4)
+    assert list((tmp_path / "v2").iterdir()) == []
 
 
 def test_panel_users_never_supply_a_target(line: Line, tmp_path: Path) -> None:

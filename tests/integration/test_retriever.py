@@ -204,6 +204,14 @@ def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path)
         Retriever.load(tmp_path)
 
 
+def test_weights_that_are_no_numbers_are_refused(trained: Retriever, tmp_path: Path) -> None:
+    diverged = trained.with_items([*trained.rows])
+    next(diverged.parameters()).data[0] = float("nan")
+    diverged.save(tmp_path)
+    with pytest.raises(InvalidArtifact, match="its weights are not numbers"):
+        Retriever.load(tmp_path)
+
+
 def test_a_file_from_before_there_were_members_is_one_of_one_member(trained: Retriever, tmp_path: Path) -> None:
     one = trained.part(1, 2)
     tensors = {name.removeprefix("members.0."): value.contiguous() for name, value in one.state_dict().items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from evolver.blend import PRIOR, choose_blend
 from evolver.evaluate import Case
 from evolver.scoring import Scored
+from shared.errors import EvorecError
 from shared.ranking import BlendWeights, log_odds
 from shared.types import ItemId, UserId
 
@@ -66,3 +69,12 @@ def test_users_with_fewer_candidates_and_targets_that_were_not_retrieved_do_no_h
     lost = [Scored(one.case, -1, (np.nan,) * 8, one.retriever, one.popularity) for one in some]
     assert choose_blend([[*some, *fewer, *lost]]) == choose_blend([[*some, *fewer]])
     assert values(choose_blend([[*some, *fewer]])) == pytest.approx((1.0, 1.0, 1.0), abs=0.3)
+
+
+def test_weights_that_are_no_numbers_are_not_chosen() -> None:
+    found = scored(20, BlendWeights(llm=1.0), seed=0)
+    diverged = replace(found[0], retriever=(float("nan"),) * len(found[0].retriever))
+    with pytest.raises(EvorecError, match=r"the blend's weights are not numbers \(LLM nan"):
+        choose_blend([[diverged, *found[1:]]])
+    with pytest.raises(EvorecError, match="the parent's weights"):
+        choose_blend([found], BlendWeights(llm=float("nan")))

@@ -123,6 +123,18 @@ def test_an_llm_whose_scores_are_no_numbers_ranks_nothing(monkeypatch: pytest.Mo
         score_cases(version, cases, PromptBuilder.load(Settings(_env_file=None)), {})
 
 
+def test_a_retriever_whose_scores_are_no_numbers_ranks_nothing() -> None:
+    retriever = Retriever(POOL)
+    for weights in retriever.parameters():
+        weights.data.fill_(math.nan)
+    version = Version(None, RetrieverIndex(retriever, [Item(item, f"thing {item}") for item in POOL]), ForgottenSet())
+    user = UserId("u")
+    target = Target(user, POOL[0], (interaction("u", POOL[5]),), True)
+    cases = [(target, Case(user, POOL[0], tuple(POOL[:3]), True))]
+    with pytest.raises(EvorecError, match=r"the retriever's scores are not numbers: .* POST /admin/rollback"):
+        score_cases(version, cases, PromptBuilder.load(Settings(_env_file=None)), {})
+
+
 def test_before_the_bootstrap_the_catalogs_candidates_are_the_most_popular_that_the_user_has_not_seen() -> None:
     items = [Item(item, f"thing {item}", available=item != POOL[5]) for item in POOL[1:]]
     version = Version(None, RetrieverIndex(Retriever([]), items), ForgottenSet())
