@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # Above, the product with every item's vector would take longer than the LLM on a small base.
 EXACT_UP_TO = 100_000
 RETRIEVER_FILE = "retriever.safetensors"
+_ITEM_IDS = "item_ids"  # JSON as bytes: metadata are of the header, which may have 100 MB, and a catalog a million ids
 REMEMBERED_STATES = 4096  # whoever asks about a history often asks again
 
 
@@ -105,10 +106,11 @@ class Retriever(nn.Module):
         return all(bool(value.isfinite().all()) for value in self.state_dict().values())
 
     def save(self, folder: Path) -> None:
-        """Write `retriever.safetensors`: weights, and configuration and item ids as metadata."""
+        """Write `retriever.safetensors`: weights, item ids, and the configuration as metadata."""
         # One entry: safetensors writes several in any order, and equal retrievers must give equal bytes.
-        metadata = {"retriever": json.dumps({"config": asdict(self.config), "item_ids": list(self.rows)})}
+        metadata = {"retriever": json.dumps({"config": asdict(self.config)})}
         tensors = {name: value.contiguous() for name, value in self.state_dict().items()}
+        tensors[_ITEM_IDS] = torch.frombuffer(bytearray(json.dumps([*self.rows]).encode()), dtype=torch.uint8)
         save_file(tensors, folder / RETRIEVER_FILE, metadata)
 
     @classmethod
@@ -122,12 +124,15 @@ class Retriever(nn.Module):
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             about = json.loads(metadata["retriever"])
+            # Files written before these were a tensor have them beside the configuration.
+            ids = tensors.pop(_ITEM_IDS, None)
+            item_ids = about["item_ids"] if ids is None else json.loads(ids.numpy().tobytes())
             if "members" not in about["config"]:  # written before there were several (ADR 0028)
                 tensors = {f"members.0.{name}": value for name, value in tensors.items()}
             config = RetrieverConfig(**about["config"])
             if len({name.split(".")[1] for name in tensors}) != config.members:
                 raise ValueError(f"its weights are not those of {config.members} members")
-            model = cls(about["item_ids"], config)
+            model = cls(item_ids, config)
             model.load_state_dict(tensors)
             if not model.is_finite():
                 raise ValueError("its weights are not numbers, they have diverged")

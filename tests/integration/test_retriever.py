@@ -204,6 +204,26 @@ def test_saved_and_loaded_it_scores_the_same(trained: Retriever, tmp_path: Path)
         Retriever.load(tmp_path)
 
 
+def test_a_files_header_which_may_not_be_large_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
+    ids = [ItemId(f"thing number {number}, of a shop whose ids are long: \U0001f375") for number in range(5000)]
+    Retriever(ids, CONFIG).save(tmp_path)
+    header = int.from_bytes((tmp_path / RETRIEVER_FILE).read_bytes()[:8], "little")
+    assert header < 10_000
+    assert [*Retriever.load(tmp_path).rows] == ids
+    Retriever([], CONFIG).save(tmp_path)
+    assert not Retriever.load(tmp_path).rows
+
+
+def test_a_file_from_before_item_ids_were_a_tensor_is_read(trained: Retriever, tmp_path: Path) -> None:
+    tensors = {name: value.contiguous() for name, value in trained.state_dict().items()}
+    about = json.dumps({"config": asdict(trained.config), "item_ids": [*trained.rows]})
+    save_file(tensors, tmp_path / RETRIEVER_FILE, {"retriever": about})
+    loaded = Retriever.load(tmp_path)
+    assert loaded.rows == trained.rows
+    history, ids = [TEAS[1].item_id], [item.item_id for item in ITEMS]
+    assert RetrieverIndex(loaded, ITEMS).scores(history, ids) == RetrieverIndex(trained, ITEMS).scores(history, ids)
+
+
 def test_weights_that_are_no_numbers_are_refused(trained: Retriever, tmp_path: Path) -> None:
     diverged = trained.with_items([*trained.rows])
     next(diverged.parameters()).data[0] = float("nan")
