@@ -136,7 +136,7 @@ async def test_what_arrives_during_an_erasure_goes_or_stays_and_goes_with_the_ne
         with monkeypatch.context() as patched:
             before_command(redis, patched, number, arrive)
             erased = await history.erase(BEAUTY, U1)
-        left = [event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))]
+        left = [event.stream_id for event in await read_all(log, BEAUTY)]
         assert [event.stream_id for event in await history.get(BEAUTY, U1)] == left[-3:]
         assert await history.erase(BEAUTY, U1) == erased | set(left)
         assert await log.count(BEAUTY, {}) == 0
@@ -156,7 +156,7 @@ async def test_an_erasure_that_breaks_off_is_finished_by_the_next(
 
     for number in count():
         await log.append(BEAUTY, [interaction(item=f"i{number}", at=n) for n in range(5)])
-        theirs = {event.stream_id async for event in log.read(BEAUTY, {}, await log.tail(BEAUTY))}
+        theirs = {event.stream_id for event in await read_all(log, BEAUTY)}
         with monkeypatch.context() as patched, suppress(RedisConnectionError):
             before_command(redis, patched, number, break_off)
             assert theirs <= await history.erase(BEAUTY, U1)
