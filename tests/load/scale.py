@@ -11,7 +11,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -144,13 +144,17 @@ def catalogs(rounds: int) -> None:
 
 # -- popularity -----------------------------------------------------------------------------------
 async def popularity(rounds: int) -> None:
-    """What counting up popularity takes, and how long the event loop, which serves requests, stands still meanwhile."""
+    """What counting up popularity takes, how long the event loop, which serves requests, stands still meanwhile, and
+    how long others wait for an answer of Redis.
+    """
     taken: dict[int, list[float]] = {n: [] for n in CATALOGS}
     waited: dict[int, list[float]] = {n: [] for n in CATALOGS}
+    answered: dict[int, list[float]] = {n: [] for n in CATALOGS}
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(_env_file=None, state_dir=Path(folder))
         with EmbeddedRedis(settings):
-            async with connect(settings.model_copy(update={"redis_url": socket_url(settings)})) as redis:
+            settings = settings.model_copy(update={"redis_url": socket_url(settings)})
+            async with connect(settings) as redis, connect(settings) as other:
                 key = PartitionKeys(DOMAIN, 0).popularity
                 for done, n in track([*zip((0, *CATALOGS), CATALOGS, strict=False)], description="Scale: popularity"):
                     for start in range(done, n, BATCH):
@@ -159,23 +163,29 @@ async def popularity(rounds: int) -> None:
                     for _ in range(rounds):
                         store = PopularityStore(redis, settings)
                         began = time.perf_counter()
-                        waited[n].append(1000 * await _longest_wait(asyncio.create_task(store.counted(DOMAIN))))
+                        waited[n].append(
+                            1000 * await _longest_wait(store.counted(DOMAIN), partial(asyncio.sleep, 0.001))
+                        )
                         taken[n].append(1000 * (time.perf_counter() - began))
+                        store = PopularityStore(redis, settings)
+                        answered[n].append(1000 * await _longest_wait(store.counted(DOMAIN), other.ping))
     save(
         "scale-popularity",
         [
             *grown("items", "ms", CATALOGS, taken, "counting up popularity"),
             *grown("items", "ms", CATALOGS, waited, "longest wait of others meanwhile"),
+            *grown("items", "ms", CATALOGS, answered, "longest wait of others for Redis"),
         ],
     )
 
 
-async def _longest_wait(task: asyncio.Task[Shares]) -> float:
-    """The longest time in which the loop came to nothing else, in seconds, until the task is done."""
-    longest, last = 0.0, time.perf_counter()
+async def _longest_wait(work: Awaitable[Shares], other: Callable[[], Awaitable[object]]) -> float:
+    """The longest time that `other` took while the work went on, in seconds."""
+    task, longest = asyncio.ensure_future(work), 0.0
     while not task.done():
-        await asyncio.sleep(0.001)
-        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+        began = time.perf_counter()
+        await other()
+        longest = max(longest, time.perf_counter() - began)
     await task
     return longest
 
