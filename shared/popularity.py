@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from shared.types import DomainId, ItemId
 SNAPSHOT_S = 2.0
 BUSY_SHARE = 0.05
 """Of the time, at most, goes into counting anew, which takes Redis and a thread of ours seconds for a million items."""
+RENEWAL_WAITED_S = 0.25
+"""By a request at most, which then goes on with the last count: a small domain's is new by then."""
 PAGE = 50_000
 """Items, about, that Redis hands out in one answer: nobody else has one meanwhile, and no answer takes so long that the
 store seems to be away."""
@@ -111,29 +112,34 @@ class PopularityStore:
         self._snapshots: dict[DomainId, _Snapshot] = {}
         # Its own: an artifact store that stalls takes all of the loop's.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="popularity")
-        self._reading: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._counting: dict[DomainId, asyncio.Task[None]] = {}
 
     async def counted(self, domain: DomainId) -> Shares:
         """Every item that has had an event, deleted ones too, largest share first."""
         if (shares := self._fresh(domain)) is not None:
             return shares
+        if (counting := self._counting.get(domain)) is None:
+            # Not the caller's own work: who stops waiting does not stop it.
+            counting = self._counting[domain] = asyncio.create_task(self._count(domain))
+            counting.add_done_callback(lambda _: self._counting.pop(domain))
         last = self._snapshots.get(domain)
-        if last is not None and last.shares and self._reading[domain].locked():
-            return last.shares  # one caller reads it anew, and nobody else waits
-        async with self._reading[domain]:
-            if (shares := self._fresh(domain)) is None:
-                began = self._clock()
-                try:
-                    pages = [await self._pages(domain, partition) for partition in range(self._settings.partitions)]
-                except Unavailable:
-                    known = self._snapshots.get(domain)
-                    return {} if known is None else known.shares
-                # A tenth of a second for 100,000 items, in which the loop serves others and Redis is not waited for.
-                loop = asyncio.get_running_loop()
-                shares = await loop.run_in_executor(self._thread, _shares_of_pages, pages)
-                taken = self._clock()
-                self._snapshots[domain] = _Snapshot(taken, max(SNAPSHOT_S, (taken - began) / BUSY_SHARE), shares)
-            return shares
+        done, _ = await asyncio.wait({counting}, timeout=RENEWAL_WAITED_S if last and last.shares else None)
+        if done:
+            counting.result()  # or what went wrong
+        known = self._snapshots.get(domain)
+        return {} if known is None else known.shares
+
+    async def _count(self, domain: DomainId) -> None:
+        began = self._clock()
+        try:
+            pages = [await self._pages(domain, partition) for partition in range(self._settings.partitions)]
+        except Unavailable:
+            return
+        # A tenth of a second for 100,000 items, in which the loop serves others and Redis is not waited for.
+        loop = asyncio.get_running_loop()
+        shares = await loop.run_in_executor(self._thread, _shares_of_pages, pages)
+        taken = self._clock()
+        self._snapshots[domain] = _Snapshot(taken, max(SNAPSHOT_S, (taken - began) / BUSY_SHARE), shares)
 
     async def shares(self, domain: DomainId, item_ids: Sequence[ItemId]) -> list[float]:
         """Each item's share of the domain's decayed mass."""
