@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import DiskFull
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from shared.local_files import FULL_DISK
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def room_in(folder: Path, needed: int = 0) -> Iterator[None]:
             raise _full(folder, f"{needed:,} bytes are needed and {free:,} are free")
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL_DISK:
             raise _full(folder, str(error)) from error
         raise
 

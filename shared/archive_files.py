@@ -169,7 +169,7 @@ class ArchiveFiles:
         except Exception as error:
             # Arrow's own word for damage is a plain OSError without a number; any other is of the store, and may pass.
             damaged = type(error) is OSError and error.errno is None
-            if damaged or isinstance(error, pa.ArrowException | KeyError | UnicodeDecodeError):
+            if damaged or isinstance(error, pa.ArrowException | KeyError | ValueError | TypeError):
                 raise InvalidArtifact(f"archive file {path} cannot be read: {error!r}") from error
             raise Unavailable(f"archive file {path} cannot be read; try again: {error!r}") from error
 

@@ -26,7 +26,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 from shared.config import Settings
 from shared.domains import DOMAIN_PATTERN, validate_domain
 from shared.errors import Conflict, EvorecError, InvalidArtifact, InvalidInput, NotFound, Unavailable
-from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
+from shared.local_files import FULL_DISK, files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
 from shared.types import AdapterName, DomainId
 
@@ -337,6 +337,8 @@ def _answering(path: str) -> Iterator[None]:
     except NotADirectoryError as error:
         raise FileNotFoundError(path) from error
     except Exception as error:  # not all clients' errors are OSErrors: botocore's are not
+        if isinstance(error, OSError) and error.errno in FULL_DISK:  # this machine's, where downloads go
+            raise
         raise Unavailable(
             f"the artifact store does not answer for {path}; try again: {type(error).__name__}: {error}"
         ) from error

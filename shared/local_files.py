@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 from shared.errors import InvalidArtifact
 from shared.manifest import Manifest
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def sha256(path: Path) -> str:
@@ -20,10 +23,17 @@ def files_below(folder: Path) -> list[str]:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
+    """InvalidArtifact where a file is missing, another one, or on a bad sector; OSError where nobody can tell."""
     for file, checksum in manifest.checksums.items():
         if not (folder / file).is_file():
             raise InvalidArtifact(f"adapter {manifest.name}: {file} is missing")
-        if sha256(folder / file) != checksum:
+        try:
+            found = sha256(folder / file)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise InvalidArtifact(f"adapter {manifest.name}: {file} cannot be read: {error}") from error
+        if found != checksum:
             raise InvalidArtifact(f"adapter {manifest.name}: {file} does not match its checksum")
 
 

@@ -115,7 +115,9 @@ class PopularityStore:
         self._counting: dict[DomainId, asyncio.Task[None]] = {}
 
     async def counted(self, domain: DomainId) -> Shares:
-        """Every item that has had an event, deleted ones too, largest share first."""
+        """Every item that has had an event, deleted ones too, largest share first; as last counted where counting takes
+        long, nothing where it is the first time.
+        """
         if (shares := self._fresh(domain)) is not None:
             return shares
         if (counting := self._counting.get(domain)) is None:
@@ -123,7 +125,8 @@ class PopularityStore:
             counting = self._counting[domain] = asyncio.create_task(self._count(domain))
             counting.add_done_callback(lambda _: self._counting.pop(domain))
         last = self._snapshots.get(domain)
-        done, _ = await asyncio.wait({counting}, timeout=RENEWAL_WAITED_S if last and last.shares else None)
+        waited = RENEWAL_WAITED_S if last and last.shares else self._settings.store_timeout_ms / 1000
+        done, _ = await asyncio.wait({counting}, timeout=waited)
         if done:
             counting.result()  # or what went wrong
         known = self._snapshots.get(domain)

@@ -194,7 +194,7 @@ def _version(
     try:
         artifacts.fetch(domain, name)
         return artifacts.manifest(domain, name)
-    except (InvalidArtifact, NotFound, OSError) as error:
+    except (InvalidArtifact, NotFound) as error:
         skipped.append((name, str(error)))
         return None
 
@@ -211,7 +211,7 @@ def _moves(records: RegistryRecords, domain: DomainId, skipped: list[tuple[str, 
     for file in records.move_files(domain):
         try:
             moves.append(records.alias_move(domain, file))
-        except (InvalidArtifact, OSError) as error:
+        except InvalidArtifact as error:
             skipped.append((f"{ALIASES}/{file}", str(error)))
     return moves
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from contextlib import AbstractContextManager
 
@@ -13,6 +14,7 @@ from shared.config import Settings
 
 # They log every request or connection at INFO.
 _CHATTY = ("httpx", "httpcore", "uvicorn.access", "asyncio", "urllib3")
+_QUOTED_COMMAND = re.compile(r"Command # \d+ \(.*\) of pipeline caused error: ", re.DOTALL)
 
 
 def configure_logging(settings: Settings, process_name: str) -> None:
@@ -54,10 +56,14 @@ def bound_request_id(request_id: str) -> AbstractContextManager[None]:
 def described(error: BaseException) -> str:
     """An error's kind and message for a record's `error`; redis-py's own `repr` leaves the message out.
 
+    Without the command that it quotes of a pipeline, which may name a user.
+
     >>> described(TimeoutError("no answer"))
     "TimeoutError('no answer')"
+    >>> described(ValueError("Command # 1 (SADD ids:alice ...) of pipeline caused error: full"))
+    "ValueError('full')"
     """
-    return f"{type(error).__name__}({str(error)!r})"
+    return f"{type(error).__name__}({_QUOTED_COMMAND.sub('', str(error))!r})"
 
 
 def _process(name: str) -> Processor:

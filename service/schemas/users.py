@@ -28,4 +28,7 @@ class ErasureAnswer(BaseModel):
     erased: int = Field(
         description="Interactions removed from history, stream and archive, now and by erasures of the last 24 hours"
     )
-    learned_by: list[str] = Field(description="Adapter versions whose training window contained any of them, and heirs")
+    learned_by: list[str] = Field(
+        description="Adapter versions whose window contained any of them, and heirs; of a user of the panel too, who "
+        "may have helped to choose the blend"
+    )

@@ -9,6 +9,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -221,6 +223,17 @@ async def test_a_damaged_file_is_named(redis: Redis, redis_settings: Settings) -
     content = bytearray(path.read_bytes())
     content[40] ^= 0xFF  # within the first page: the footer stays readable
     path.write_bytes(content)
+    with pytest.raises(InvalidArtifact, match=path.name):
+        world.archived()
+
+
+async def test_a_file_of_something_else_is_damaged_for_good(redis: Redis, redis_settings: Settings) -> None:
+    world = World(redis, redis_settings)
+    await world.append("a")
+    version = manifest(1, stream_ranges={0: (STREAM_START, (await world.log.tail(BEAUTY))[0])})
+    await world.archive.extend(BEAUTY, [version])
+    (path,) = redis_settings.state_dir.rglob("*.parquet")
+    pq.write_table(pa.table({"other": [1]}), path)
     with pytest.raises(InvalidArtifact, match=path.name):
         world.archived()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -70,6 +71,18 @@ def test_what_was_committed_is_fetched(store: ArtifactStore) -> None:
     assert store.manifest(BEAUTY, V1) == committed
     assert store.names(BEAUTY) == [V1]
     assert store.domains() == [BEAUTY]
+
+
+def test_a_full_disk_of_this_machine_is_not_taken_for_a_store_that_does_not_answer(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = ArtifactStore(settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+    with store.stage(BEAUTY, V1) as staged:
+        write_files(staged.path)
+        staged.commit(manifest(1))
+    interrupt(store, monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        store._download(tmp_path / "copy", manifest(1, checksums={"adapter_config.json": "0"}))
 
 
 def test_leaving_without_commit_leaves_nothing(store: ArtifactStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.evolutions import EvolutionStore
+from shared.local_files import sha256
 from shared.manifest import adapter_name
 from shared.rebuild import Rebuilder, look
 from shared.redis_keys import DomainKeys
@@ -185,6 +187,42 @@ async def test_a_store_that_stops_answering_leaves_no_half_of_a_domain(
                 continue
         assert await world.seen() == before
     assert 10 < refused < 50
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "forbidden"), OSError(errno.ENOSPC, "No space left")], ids=repr)
+async def test_a_machine_that_cannot_hold_a_version_does_not_call_it_damaged(
+    redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    world = World(redis, redis_settings)
+    await world.fill()
+    await redis.flushdb()
+
+    def fail(path: Path) -> str:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shared.local_files.sha256", fail)
+        with pytest.raises(OSError, match=str(error.strerror)):
+            await world.rebuilder.rebuild(BEAUTY)
+    assert (await world.rebuilder.rebuild(BEAUTY)).skipped == ()
+
+
+async def test_a_version_on_a_bad_sector_is_left_out_and_named(
+    redis: Redis, redis_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(redis, redis_settings)
+    await world.fill()
+    await redis.flushdb()
+
+    def read(path: Path) -> str:
+        if path.parent.name == V3:
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr("shared.local_files.sha256", read)
+    found = await world.rebuilder.rebuild(BEAUTY)
+    assert [version.name for version in found.versions] == [V1, V2]
+    assert "Input/output error" in dict(found.skipped)[V3]
 
 
 async def test_items_put_since_the_loss_stay(redis: Redis, redis_settings: Settings) -> None:
