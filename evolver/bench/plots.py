@@ -120,6 +120,7 @@ def _against(found: Compared) -> Figure:
         axes.set_title(part, fontsize=10)
         axes.grid(alpha=0.3, axis="x")
         axes.tick_params(axis="x", labelsize=8)
+        axes.locator_params(axis="x", nbins=4)
     grid[0].set_yticks(range(len(others)), others)
     grid[0].set_ylim(len(others) - 0.5, -0.5)
     plot.supxlabel("EvoRec's NDCG@3 minus the other's, on the catalog NDCG@10 (hollow: level)", fontsize=9)
