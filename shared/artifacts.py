@@ -17,17 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from shared.config import Settings
 from shared.domains import DOMAIN_PATTERN, validate_domain
-from shared.errors import Conflict, EvorecError, InvalidArtifact, InvalidInput, NotFound, Unavailable
-from shared.local_files import FULL_DISK, files_below, intact, sha256, sync, sync_tree, verify
+from shared.errors import Conflict, InvalidArtifact, NotFound
+from shared.local_files import files_below, intact, sha256, sync, sync_tree, verify
 from shared.manifest import Manifest, split_adapter_name
+from shared.store_client import StoreClient
 from shared.types import AdapterName, DomainId
 
 MANIFEST = "manifest.json"
@@ -77,19 +76,18 @@ class ArtifactStore:
 
     def __init__(self, settings: Settings) -> None:
         url = settings.artifacts_url or str(settings.state_dir.absolute() / "artifacts")
-        self._fs, self._root = _open(url)
-        self._local = isinstance(self._fs, LocalFileSystem)
+        self._client = StoreClient(url)
         self._cache = settings.state_dir.absolute() / "artifact-cache"
 
     @property
     def place(self) -> Path:
         """Where this machine writes: the store itself, or what is to be uploaded to it."""
-        return Path(self._root) if self._local else self._cache
+        return Path(self._client.root) if self._client.local else self._cache
 
     def stage(self, domain: DomainId, name: AdapterName) -> StagedArtifact:
         self._refuse_existing(domain, name)
         # Locally in the domain's own folder: a rename is atomic within one file system alone.
-        parent = Path(self._at(domain)) if self._local else self._cache
+        parent = Path(self._at(domain)) if self._client.local else self._cache
         parent.mkdir(parents=True, exist_ok=True)
         path = parent / f"{STAGING_PREFIX}{name}-{uuid.uuid4().hex[:8]}"
         path.mkdir()
@@ -99,7 +97,7 @@ class ArtifactStore:
         """Moves a complete staged folder to its final place; its manifest appears last."""
         self._refuse_existing(manifest.domain, manifest.name)
         final = self._at(manifest.domain, manifest.name)
-        if self._local:
+        if self._client.local:
             sync_tree(staged)
             try:
                 staged.rename(final)  # fails where a full folder has come into being meanwhile
@@ -108,7 +106,7 @@ class ArtifactStore:
             sync(Path(final).parent)
             return
         for file in [*manifest.checksums, MANIFEST]:
-            self._upload(staged / file, f"{final}/{file}")
+            self._client.upload(staged / file, f"{final}/{file}")
 
     def fetch(self, domain: DomainId, name: AdapterName) -> Path:
         """A local folder whose files match their checksums, each time verified.
@@ -116,7 +114,7 @@ class ArtifactStore:
         NotFound for an unknown version, InvalidArtifact for a damaged one.
         """
         manifest = self.manifest(domain, name)
-        if self._local:
+        if self._client.local:
             folder = Path(self._at(domain, name))
             verify(folder, manifest)
             return folder
@@ -137,7 +135,7 @@ class ArtifactStore:
 
     def names(self, domain: DomainId) -> list[AdapterName]:
         """The complete versions, oldest first."""
-        complete = [name for name in self.folders(domain) if self._exists(self._at(domain, name, MANIFEST))]
+        complete = [name for name in self.folders(domain) if self._client.exists(self._at(domain, name, MANIFEST))]
         return sorted(complete, key=lambda name: split_adapter_name(name)[1])
 
     def folders(self, domain: DomainId) -> list[AdapterName]:
@@ -150,7 +148,7 @@ class ArtifactStore:
 
     def _lacks_manifest(self, folder: str) -> bool:
         try:
-            return MANIFEST not in self._names_in(folder)
+            return MANIFEST not in self._client.names_in(folder)
         except FileNotFoundError:
             return False
 
@@ -169,12 +167,11 @@ class ArtifactStore:
         self.drop_copy(domain, name)
 
     def _delete_files(self, folder: str) -> None:
-        if not self._exists(folder):
+        if not self._client.exists(folder):
             return
-        with suppress(FileNotFoundError), _answering(folder):
-            self._fs.rm_file(f"{folder}/{MANIFEST}")
-        with _answering(folder):
-            self._fs.rm(folder, recursive=True)
+        with suppress(FileNotFoundError):
+            self._client.remove(f"{folder}/{MANIFEST}")
+        self._client.remove_folder(folder)
 
     def copies(self, domain: DomainId) -> list[AdapterName]:
         """The versions of which `fetch` has left a copy on this machine."""
@@ -194,18 +191,18 @@ class ArtifactStore:
     def write(self, domain: DomainId, *path: str) -> Iterator[Path]:
         """A path to write a file's content to; the file appears, or replaces the one before, as the block ends."""
         final = self._at(domain, *path)
-        folder = Path(final).parent if self._local else self._cache
+        folder = Path(final).parent if self._client.local else self._cache
         folder.mkdir(parents=True, exist_ok=True)
         staged = folder / f"{STAGING_PREFIX}{path[-1]}-{uuid.uuid4().hex[:8]}"
         try:
             yield staged
-            if self._local:
+            if self._client.local:
                 sync(staged)
                 staged.replace(final)
                 for parent in Path(final).parents[: len(path) + 1]:  # some may have come into being just now
                     sync(parent)
             else:
-                self._upload(staged, final)
+                self._client.upload(staged, final)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -215,20 +212,16 @@ class ArtifactStore:
 
     def open(self, domain: DomainId, *path: str) -> IO[bytes]:
         """A file to read from; FileNotFoundError where there is none. What reading it raises is the client's own."""
-        with _answering(self._at(domain, *path)):
-            file: IO[bytes] = self._fs.open(self._at(domain, *path), "rb")
-        return file
+        return self._client.open(self._at(domain, *path))
 
     def read(self, domain: DomainId, *path: str) -> bytes:
         """All of a file; FileNotFoundError where there is none."""
-        with _answering(self._at(domain, *path)):
-            content: bytes = self._fs.cat_file(self._at(domain, *path))
-        return content
+        return self._client.read(self._at(domain, *path))
 
     def delete_file(self, domain: DomainId, *path: str) -> None:
         """One that is not there is no error."""
-        with suppress(FileNotFoundError), _answering(self._at(domain, *path)):
-            self._fs.rm_file(self._at(domain, *path))
+        with suppress(FileNotFoundError):
+            self._client.remove(self._at(domain, *path))
 
     def sweep(self, domain: DomainId, older_than_s: float = STAGING_KEPT_S, *, versions_only: bool = False) -> int:
         """Removes what dead processes left staged and nobody has touched for so long; how many folders and files.
@@ -238,7 +231,7 @@ class ArtifactStore:
         parent = Path(self._at(domain))  # refuses what is no domain, wherever the store is
         oldest = time.time() - older_than_s
         swept = 0
-        for path in _staged(parent if self._local else self._cache):
+        for path in _staged(parent if self._client.local else self._cache):
             if versions_only and not _is_version(domain, path.name.removeprefix(STAGING_PREFIX).rpartition("-")[0]):
                 continue
             try:
@@ -256,13 +249,8 @@ class ArtifactStore:
     def _refuse_existing(self, domain: DomainId, name: AdapterName) -> None:
         if split_adapter_name(name)[0] != domain:
             raise InvalidArtifact(f"adapter {name} does not belong to domain {domain}")
-        if self._exists(self._at(domain, name, MANIFEST)):
+        if self._client.exists(self._at(domain, name, MANIFEST)):
             raise Conflict(f"adapter {name} exists; versions are immutable and names are never used twice")
-
-    def _upload(self, file: Path, final: str) -> None:
-        with _answering(final):
-            self._fs.makedirs(final.rpartition("/")[0], exist_ok=True)
-            self._fs.put_file(str(file), final)
 
     def _download(self, folder: Path, manifest: Manifest) -> None:
         self._cache.mkdir(parents=True, exist_ok=True)
@@ -272,8 +260,8 @@ class ArtifactStore:
                 (staged / file).parent.mkdir(parents=True, exist_ok=True)
                 # Without its manifest the version has just been deleted; any other file `verify` misses.
                 source = self._at(manifest.domain, manifest.name, file)
-                with nullcontext() if file == MANIFEST else suppress(FileNotFoundError), _answering(source):
-                    self._fs.get_file(source, str(staged / file))
+                with nullcontext() if file == MANIFEST else suppress(FileNotFoundError):
+                    self._client.download(source, staged / file)
             verify(staged, manifest)
             folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -282,26 +270,9 @@ class ArtifactStore:
     def _list(self, *parts: str) -> list[str]:
         """None where there is no folder."""
         try:
-            return sorted(self._names_in(self._at(*parts)))
+            return self._client.names_in(self._at(*parts))
         except FileNotFoundError:
             return []
-
-    def _names_in(self, folder: str) -> list[str]:
-        """FileNotFoundError where there is no folder."""
-        self._fs.invalidate_cache()  # remote file systems remember listings; other processes write here too
-        with _answering(folder):
-            found = [str(path).rstrip("/") for path in self._fs.ls(folder, detail=False)]
-        return [_last_part(path) for path in found if path != folder]  # where it is a file, that is all there is
-
-    def _exists(self, path: str) -> bool:
-        # fsspec's own `exists` and `isdir` say no as well where a store merely did not answer.
-        self._fs.invalidate_cache()
-        try:
-            with _answering(path):
-                self._fs.info(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _at(self, *parts: str) -> str:
         """The path of a domain, a version or a file of it. Every path is made here, so that no name leads elsewhere.
@@ -312,40 +283,7 @@ class ArtifactStore:
             validate_domain(parts[0])
         if len(parts) > 1 and parts[1] not in BESIDE_VERSIONS and split_adapter_name(parts[1])[0] != parts[0]:
             raise NotFound(f"there is no adapter {parts[1]!r} in domain {parts[0]!r}")
-        return "/".join([self._root, *parts])
-
-
-def _open(url: str) -> tuple[Any, str]:
-    try:
-        fs, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # no package for the scheme here, or none anywhere
-        raise InvalidInput(
-            f"EVOREC_ARTIFACTS_URL begins with {url.partition('://')[0]}://, which cannot be opened here: {error}. "
-            "For s3:// install the extra `s3` (`-c constraints.txt -e '.[s3]'`; of an image, `--build-arg EXTRAS=s3`), "
-            "for others their fsspec package"
-        ) from error
-    return fs, str(root).rstrip("/")
-
-
-@contextmanager
-def _answering(path: str) -> Iterator[None]:
-    """FileNotFoundError where the store says that there is no such thing, Unavailable where it says nothing."""
-    try:
-        yield
-    except (FileNotFoundError, EvorecError):
-        raise
-    except NotADirectoryError as error:
-        raise FileNotFoundError(path) from error
-    except Exception as error:  # not all clients' errors are OSErrors: botocore's are not
-        if isinstance(error, OSError) and error.errno in FULL_DISK:  # this machine's, where downloads go
-            raise
-        raise Unavailable(
-            f"the artifact store does not answer for {path}; try again: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _last_part(path: str) -> str:
-    return path.rpartition("/")[2]
+        return "/".join([self._client.root, *parts])
 
 
 def _is_version(domain: DomainId, name: str) -> bool:

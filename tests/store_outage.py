@@ -37,4 +37,4 @@ def interrupt(
         return call
 
     for name in ("ls", "info", "open", "cat_file", "get_file", "put_file", "makedirs", "rm_file", "rm"):
-        patched.setattr(store._fs, name, failing(getattr(store._fs, name)))
+        patched.setattr(store._client.fs, name, failing(getattr(store._client.fs, name)))

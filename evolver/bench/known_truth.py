@@ -105,12 +105,12 @@ class KnownStore:
             current = {user: CurrentSequence(item_sequence(left[user]), window[user]) for user in back}
             gone = outdated(model, self._store.items, current, threshold=THRESHOLD)
             forgotten |= {left[user][place].event_id for user, places in gone.items() for place in places}
-        old = {user: {event.event_id for event in self._histories[user][: self._n_old[user]]} for user in back}
-        groups = {
-            "steady": set[str]().union(*(old[user] for user in back if user in self._store.steady)),
-            "drifting": set[str]().union(*(old[user] for user in back if user in self._store.drifting)),
-        }
-        shares = {name: len(events & forgotten) / max(1, len(events)) for name, events in groups.items()}
+        shares = {}
+        for name, members in (("steady", self._store.steady), ("drifting", self._store.drifting)):
+            theirs = {
+                e.event_id for user in back if user in members for e in self._histories[user][: self._n_old[user]]
+            }
+            shares[name] = len(theirs & forgotten) / max(1, len(theirs))
         return {"precision": len(forgotten & self._store.outdated) / max(1, len(forgotten)), **shares}
 
     def _renewed(

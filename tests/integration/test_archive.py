@@ -251,7 +251,7 @@ async def test_a_file_that_the_store_stops_giving_half_way_is_not_taken_for_dama
         def read(self, size: int | None = -1, /) -> bytes:
             raise error
 
-    monkeypatch.setattr(world.artifacts._fs, "open", lambda path, _: Cut(Path(path).read_bytes()))
+    monkeypatch.setattr(world.artifacts._client.fs, "open", lambda path, _: Cut(Path(path).read_bytes()))
     with pytest.raises(Unavailable, match="try again"):
         world.archived()
     with pytest.raises(Unavailable, match="try again"):

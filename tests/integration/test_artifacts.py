@@ -137,19 +137,19 @@ def test_a_version_that_another_worker_deletes_meanwhile_is_deleted(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(store, manifest(1))
-    remove, calls = store._fs.rm, []
+    remove, calls = store._client.fs.rm, []
 
     def removed_under_it(path: str, recursive: bool = False) -> None:
         calls.append(path)
         if len(calls) == 1:
-            store._fs.rm_file(f"{path}/adapter_config.json")
+            store._client.fs.rm_file(f"{path}/adapter_config.json")
             raise FileNotFoundError(path)
         remove(path, recursive=recursive)
 
-    monkeypatch.setattr(store._fs, "rm", removed_under_it)
+    monkeypatch.setattr(store._client.fs, "rm", removed_under_it)
     store.delete(BEAUTY, V1)
     assert len(calls) == 2
-    assert not store._fs.exists(calls[0])
+    assert not store._client.fs.exists(calls[0])
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
@@ -231,7 +231,7 @@ def test_what_an_upload_puts_behind_a_deletion_is_refused(
 ) -> None:
     """Of a worker that slept through its lease while its successor dropped the half version."""
     store = ArtifactStore(artifact_settings)
-    put = store._fs.put_file
+    put = store._client.fs.put_file
 
     def delete_then_put(source: str, target: str) -> None:
         if target.endswith("manifest.json"):
@@ -240,7 +240,7 @@ def test_what_an_upload_puts_behind_a_deletion_is_refused(
         put(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store._fs, "put_file", delete_then_put)
+        patched.setattr(store._client.fs, "put_file", delete_then_put)
         commit(store, manifest(1))
     with pytest.raises(InvalidArtifact, match=r"adapter_config\.json is missing"):
         store.fetch(BEAUTY, V1)

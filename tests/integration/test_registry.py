@@ -360,18 +360,21 @@ async def test_a_move_that_could_not_be_logged_is_logged_with_the_next(
 
 
 @pytest.fixture
-def remote(redis_settings: Settings, tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+async def remote(redis: Redis, redis_settings: Settings, tmp_path: Path) -> tuple[Registry, ArtifactStore]:
+    """Of three versions."""
+    store = ArtifactStore(redis_settings.model_copy(update={"artifacts_url": f"memory://{tmp_path.name}"}))
+    registry = Registry(redis, store)
+    await three_versions(registry, store)
+    return registry, store
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 async def test_no_alias_moves_while_the_artifact_store_is_away(
-    redis: Redis, remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+    remote: tuple[Registry, ArtifactStore], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    registry = Registry(redis, remote)
-    await three_versions(registry, remote)
+    registry, store = remote
     with monkeypatch.context() as patched:
-        interrupt(remote, patched, error)
+        interrupt(store, patched, error)
         for move in (
             registry.promote(BEAUTY, V1, expected=V3),
             registry.rollback(BEAUTY),
@@ -386,19 +389,18 @@ async def test_no_alias_moves_while_the_artifact_store_is_away(
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 async def test_an_alias_has_moved_though_the_artifact_store_goes_in_that_moment(
-    redis: Redis, remote: ArtifactStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+    remote: tuple[Registry, ArtifactStore], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    registry = Registry(redis, remote)
-    await three_versions(registry, remote)
+    registry, store = remote
     with monkeypatch.context() as patched:
-        interrupt(remote, patched, error, calls=lambda number: number > 0)  # the moves are listed beforehand
+        interrupt(store, patched, error, calls=lambda number: number > 0)  # the moves are listed beforehand
         assert await registry.rollback(BEAUTY) == V2
     with monkeypatch.context() as patched:
-        interrupt(remote, patched, error, calls=lambda number: number > 0)
+        interrupt(store, patched, error, calls=lambda number: number > 0)
         await registry.set_trial(BEAUTY, V1, 0.5)
     assert await registry.aliases(BEAUTY) == {CHAMPION: V2, CHALLENGER: V1}
     await registry.record_moves(BEAUTY)
-    assert [move.to for move in RegistryRecords(remote).alias_moves(BEAUTY)] == [V1, V2, V3, V2, V1]
+    assert [move.to for move in RegistryRecords(store).alias_moves(BEAUTY)] == [V1, V2, V3, V2, V1]
 
 
 async def test_a_file_that_is_no_alias_move_stops_no_move(registry: Registry, artifacts: ArtifactStore) -> None:

@@ -95,7 +95,7 @@ async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answ
     lose_manifest(either, V1)
     assert await retention.drop_unfinished(BEAUTY) == []
     await redis.set(DomainKeys(BEAUTY).version_counter, 2)
-    look = either._fs.ls
+    look = either._client.fs.ls
 
     def fail_below(path: str, **options: bool) -> list[str]:
         if path.endswith((V1, V2)):
@@ -104,7 +104,7 @@ async def test_nothing_is_dropped_where_redis_is_lost_or_the_store_does_not_answ
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(either._fs, "ls", fail_below)
+        patched.setattr(either._client.fs, "ls", fail_below)
         with pytest.raises(Unavailable, match="slow down"):
             await retention.drop_unfinished(BEAUTY)
     assert either.folders(BEAUTY) == [V1, V2]
