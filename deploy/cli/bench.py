@@ -41,7 +41,11 @@ def bench(
         bool, typer.Option("--quick", help="Minutes instead of hours: one round, less of everything")
     ] = False,
     rounds: Annotated[int | None, typer.Option(min=1, max=3, help="Default 3; with --quick 1")] = None,
-    max_train_examples: Annotated[int | None, typer.Option(min=1, help="Per strategy and round; default 1500")] = None,
+    updates_per_round: Annotated[
+        int,
+        typer.Option(min=1, help="Learn so often, from windows as many times shorter; what is asked stays the same"),
+    ] = 1,
+    max_train_examples: Annotated[int | None, typer.Option(min=1, help="Per strategy and update; default 1500")] = None,
     max_evaluated: Annotated[int | None, typer.Option(min=1, help="Users per group and target; default 1000")] = None,
     base_scale: Annotated[
         float | None, typer.Option(min=0.001, help="Pretraining steps as a multiple of the shipped recipe's; 0.35")
@@ -63,6 +67,7 @@ def bench(
         train_examples=max_train_examples or size.train_examples,
         evaluated=max_evaluated or size.evaluated,
         rounds=rounds or size.rounds,
+        updates=updates_per_round,
         base_scale=base_scale or size.base_scale,
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))

@@ -29,7 +29,8 @@ BASE_SEED = 0  # its order of events of one moment is the base's, for all seeds
 class Size:
     """How much is done: of examples and users per strategy and round, rounds, and steps of the base (0: the shipped one
     as it is; it was made from generated stores, so it has seen nothing of anybody's data). `settings` as well;
-    `leave_one_out`: whether the retriever is also tried in that protocol, with the first seed of all.
+    `leave_one_out`: whether the retriever is also tried in that protocol, with the first seed of all. `updates`: per
+    strategy and round; the examples are then of each.
     """
 
     train_examples: int
@@ -37,6 +38,7 @@ class Size:
     rounds: int
     base_scale: float
     leave_one_out: bool = True
+    updates: int = 1
     settings: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -198,6 +200,7 @@ class Plan:
             self.size.rounds,
             self.size.evaluated,
             leave_one_out=self.has_leave_one_out(seed),
+            updates=self.size.updates,
             shared=(self.shared or self.processes > 1) and settings.train_device != "cpu",
         )
 
@@ -230,6 +233,7 @@ class Plan:
         options = {
             "--rounds": (size.rounds, usual.rounds),
             "--max-train-examples": (size.train_examples, usual.train_examples),
+            "--updates-per-round": (size.updates, usual.updates),
             "--max-evaluated": (size.evaluated, usual.evaluated),
             "--base-scale": (size.base_scale, usual.base_scale),
             "--processes": (self.processes, 1),

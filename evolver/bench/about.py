@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from evolver.bench.reading import Results, has_seconds, hours, n_asked, span, strategies_of
+from evolver.bench.reading import Results, has_seconds, hours, n_asked, n_updates, span, strategies_of
 from evolver.bench.rules import RULES
 from evolver.bench.runner import SETTINGS_THAT_COUNT
 from evolver.bench.tables import markdown
@@ -27,7 +27,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"({data['interactions_left_out']:,} left out). The past ends on {_day(data['past_until'])}.",
         f"- Base: {base['name'] if not base['pretrained_on_the_past'] else 'made by the benchmark'}, "
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
-        f"- At most {arguments['max_train_examples']:,} training prompts per strategy and round, "
+        f"- At most {arguments['max_train_examples']:,} training prompts per strategy and {_update(seeds)}, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
         f"- Users asked in a round: {_asked(seeds)}.",
         f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
@@ -50,6 +50,12 @@ def _asked(seeds: Sequence[Results]) -> str:
         f"`{kind}` {', '.join(f'{span(counts)} of {group}' for group, counts in groups.items())}"
         for kind, groups in n_asked(seeds).items()
     )
+
+
+def _update(seeds: Sequence[Results]) -> str:
+    """When a strategy learns."""
+    n = n_updates(seeds)
+    return "round" if n == 1 else f"update, {n} updates a round from windows {n} times shorter"
 
 
 def _command(seeds: Sequence[Results]) -> str:

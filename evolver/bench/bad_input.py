@@ -58,5 +58,15 @@ def require_cases(number: int, counts: dict[str, int]) -> None:
         )
 
 
+def require_learners(number: int, counts: Sequence[int]) -> None:
+    """Refuse updates of a round where one of them has nobody to learn from; `counts` are those who are there."""
+    alone = [update for update, count in enumerate(counts, 1) if not count]
+    if alone:
+        raise InvalidInput(
+            f"Of round {number}'s {len(counts)} updates, {len(alone)} (the first of them number {alone[0]}) have no "
+            "active user to learn from: give fewer --updates-per-round, or interactions of more users."
+        )
+
+
 def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()

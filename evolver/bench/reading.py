@@ -20,6 +20,11 @@ def strategies_of(seeds: Sequence[Results]) -> list[str]:
     return [name for name in seeds[0]["strategies"] if all(name in one["strategies"] for one in seeds)]
 
 
+def n_updates(seeds: Sequence[Results]) -> int:
+    """How often a strategy learns in a round."""
+    return int(seeds[0]["arguments"].get("updates_per_round", 1))
+
+
 def n_rounds(seeds: Sequence[Results]) -> int:
     """Those that every seed has."""
     return min(len(one["rounds"]) for one in seeds)

@@ -21,7 +21,7 @@ from evolver.bench import known_truth
 from evolver.bench.about import about
 from evolver.bench.goals import Goal, goals, goals_met, goals_table
 from evolver.bench.plots import draw_plots
-from evolver.bench.reading import Results, n_asked, n_rounds, span, strategies_of
+from evolver.bench.reading import Results, n_asked, n_rounds, n_updates, span, strategies_of
 from evolver.bench.results import FINETUNE, FORMAT, FROZEN, RETRAIN
 from evolver.bench.summary import ALL, Compared, compared, summary
 from evolver.bench.tables import NOTHING, all_figures, interval, main_tables, markdown
@@ -149,12 +149,18 @@ def at_a_glance(sections: Sequence[Section]) -> list[str]:
                 str(len(one.seeds)),
                 str(n_rounds(one.seeds)),
                 span(counts),
-                f"{one.seeds[0]['arguments']['max_train_examples']:,}",
+                _prompts(one.seeds),
                 goals_met(one.goals),
                 *(interval(one.against[other][ALL]) if other in one.against else NOTHING for other in others),
             ]
         )
     return ["## At a glance", "", *GLANCE, "", *markdown(header, rows)]
+
+
+def _prompts(seeds: Sequence[Results]) -> str:
+    """At most so many of a strategy in a round."""
+    updates, each = n_updates(seeds), f"{seeds[0]['arguments']['max_train_examples']:,}"
+    return each if updates == 1 else f"{updates} times {each}"
 
 
 def _anchor(heading: str) -> str:

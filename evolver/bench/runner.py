@@ -17,11 +17,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol
 
+from evolver.bench.bad_input import require_learners
 from evolver.bench.base import data_hash
 from evolver.bench.cases import CATALOG_SET, KINDS, Round, make_round, split_of, targets_of
 from evolver.bench.leave_one_out import leave_one_out
@@ -83,6 +85,7 @@ class Watcher(Protocol):
 class SeedRun:
     """One dataset, base and seed. `settings.base_model` is a base that has seen nothing after the past.
     `leave_one_out`: whether the retriever is tried in that protocol too. `shared`: other processes use the same GPU.
+    `updates`: so many times a round a strategy learns, from as many parts of the window; what is asked stays the same.
     """
 
     timeline: Timeline
@@ -94,6 +97,7 @@ class SeedRun:
     max_evaluated: int
     leave_one_out: bool = False
     shared: bool = False
+    updates: int = 1
 
     def run(self, watcher: Watcher) -> None:
         """Do what is not done yet. Raises `Conflict` where the folder is of a run with other arguments, `InvalidInput`
@@ -104,6 +108,7 @@ class SeedRun:
             for number in range(1, self.rounds + 1):  # the last round would say so after hours
                 window = self.timeline.window(number)
                 targets_of(window, split_of(window.inputs, self.settings))
+                require_learners(number, [len(part.trainable & part.active) for _, part in self.learned_from(number)])
         names = [strategy.name for strategy in self.strategies]
         total, done = len(steps(self.folder, names, self.rounds, leave_one_out=self.leave_one_out)), 0
         if self.leave_one_out:
@@ -139,6 +144,11 @@ class SeedRun:
     def bootstrap_version(self) -> Path:
         return self.folder / BOOTSTRAP_FOLDER / VERSION_FOLDER
 
+    def learned_from(self, number: int) -> list[tuple[EvolutionInputs, Split]]:
+        """What a strategy learns from in a round, update by update, and who may be learned from in each."""
+        parts = self.timeline.updates(number, self.updates)
+        return [(inputs, split_of(inputs, self.settings)) for inputs in parts]
+
     def version_before(self, strategy: Strategy, number: int) -> Path:
         """What the strategy goes on from in a round."""
         if number == 1:
@@ -155,6 +165,7 @@ class SeedRun:
             "max_evaluated": self.max_evaluated,
             # A later call must not report these steps' seconds as if they had been alone.
             **({"shared": True} if self.shared else {}),
+            **({"updates_per_round": self.updates} if self.updates > 1 else {}),
             **self.settings.model_dump(mode="json", include=set(SETTINGS_THAT_COUNT)),
             # A set has no order of its own.
             "positive_events": sorted(self.settings.positive_events),
@@ -203,6 +214,10 @@ class _Asked:
         run = self.seed_run
         return make_round(run.timeline.window(self.number), run.settings, max_evaluated=run.max_evaluated)
 
+    @cached_property
+    def learned_from(self) -> list[tuple[EvolutionInputs, Split]]:
+        return self.seed_run.learned_from(self.number)
+
     def rules(self, out: Path) -> dict[str, Any]:
         """Scores of the plain rules, and who is asked."""
         save_scores(out / SCORES, score_rules(self.round))
@@ -218,23 +233,42 @@ class _Asked:
         }
 
     def learn(self, strategy: Strategy, watcher: Watcher, out: Path) -> dict[str, Any]:
-        """A strategy's next version, and what its experts say of every case."""
-        run, version = self.seed_run, out / VERSION_FOLDER
-        version.mkdir()
-        task = Task(
-            inputs=self.round.inputs,
-            split=self.round.split,
-            bootstrap=run.bootstrap_version,
-            parent=run.version_before(strategy, self.number),
-            out=version,
-            settings=run.settings,
-            report=watcher.report,
-        )
-        learned = strategy.learn(task)
+        """A strategy's version of the round's end, and what its experts say of every case."""
+        run, learned = self.seed_run, self._updated(strategy, watcher, out)
         began = time.monotonic()
         scores = ask(learned.version, self.round, run.builder, run.settings, partial(watcher.report, EVALUATE))
         save_scores(out / SCORES, scores)
         return {**_about(learned), "evaluation_seconds": time.monotonic() - began}
+
+    def _updated(self, strategy: Strategy, watcher: Watcher, out: Path) -> Learned:
+        """The last of the round's updates, at the cost of all; each goes on from the one before."""
+        *earlier, last = self.learned_from
+        parent, costs = self.seed_run.version_before(strategy, self.number), []
+        for number, part in enumerate(earlier, 1):
+            version = out / f"update-{number}"
+            costs.append(self._update(strategy, part, parent, version, watcher).cost)
+            parent = version
+        learned = self._update(strategy, last, parent, out / VERSION_FOLDER, watcher)
+        for number in range(1, len(self.learned_from)):
+            shutil.rmtree(out / f"update-{number}")
+        return replace(learned, cost=reduce(add, [*costs, learned.cost]))
+
+    def _update(
+        self, strategy: Strategy, part: tuple[EvolutionInputs, Split], parent: Path, version: Path, watcher: Watcher
+    ) -> Learned:
+        inputs, learners = part
+        version.mkdir()
+        return strategy.learn(
+            Task(
+                inputs=inputs,
+                split=learners,
+                bootstrap=self.seed_run.bootstrap_version,
+                parent=parent,
+                out=version,
+                settings=self.seed_run.settings,
+                report=watcher.report,
+            )
+        )
 
 
 def steps(folder: Path, strategies: Sequence[str], rounds: int, *, leave_one_out: bool) -> list[Path]:

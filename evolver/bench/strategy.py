@@ -16,11 +16,11 @@ from shared.ranking import BlendWeights
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One round, as one strategy sees it.
+    """One update, as one strategy sees it.
 
     `inputs` are all histories by the window's end, with the window's events marked; `split` says who may be learned
     from. `bootstrap` is the folder of the version that was made from the past alone, the same for all strategies;
-    `parent` that of the strategy's own previous version (the bootstrap in the first round); `out` an empty folder for
+    `parent` that of the strategy's own previous version (the bootstrap at first); `out` an empty folder for
     the files of the new one. `report(stage, share)` feeds the progress bar.
     """
 
@@ -50,6 +50,19 @@ class Cost:
     trainable_parameters: int
     lora_parameters: int
     added_memory_mib: float
+
+    def __add__(self, later: Cost) -> Cost:
+        """Both, one after the other."""
+        stages = dict.fromkeys([*self.seconds, *later.seconds])
+        return Cost(
+            seconds={stage: self.seconds.get(stage, 0.0) + later.seconds.get(stage, 0.0) for stage in stages},
+            examples=self.examples + later.examples,
+            tokens_forward=self.tokens_forward + later.tokens_forward,
+            tokens_backward=self.tokens_backward + later.tokens_backward,
+            trainable_parameters=max(self.trainable_parameters, later.trainable_parameters),
+            lora_parameters=max(self.lora_parameters, later.lora_parameters),
+            added_memory_mib=max(self.added_memory_mib, later.added_memory_mib),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 from evolver.bench.bad_input import require_dates, require_enough
 from evolver.inputs import EvolutionInputs, event_key
@@ -79,6 +80,12 @@ class Timeline:
             if (event.user_id, event.item_id) not in had:
                 first.setdefault(event.user_id, event)
         return Window(number, self._inputs(start, end), tuple(first.values()))
+
+    def updates(self, number: int, n: int) -> tuple[EvolutionInputs, ...]:
+        """The window of round `number` as `n` that follow each other, each with what is known by its own end."""
+        start, end = self.cuts[number - 1 : number + 1]
+        cuts = [start + round((end - start) * part / n) for part in range(n + 1)]
+        return tuple(self._inputs(*cut) for cut in pairwise(cuts))
 
     def _inputs(self, start: int, end: int) -> EvolutionInputs:
         known = {event.item_id for event in self.events[:end]}

@@ -103,6 +103,18 @@ def test_a_run_may_end_earlier_and_go_on_later(tmp_path: Path, learned: list[str
         assert (f"--rounds {rounds}" in found["command"]) == (rounds != QUICK.rounds)
 
 
+def test_strategies_may_learn_several_times_a_round(tmp_path: Path, learned: list[str]) -> None:
+    often = ("--updates-per-round", "2")
+    outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", *often, "--json")
+    found = json.loads(outcome.stdout)
+    first = json.loads(Path(found["results"][0]).read_text())
+    assert learned == ["frozen"] * 2
+    assert " ".join(often) in first["command"]
+    report = Path(found["report"]).read_text()
+    assert "150 training prompts per strategy and update, 2 updates a round from windows 2 times shorter" in report
+    assert "| 2 times 150 |" in report
+
+
 def test_machines_can_share_the_seeds(tmp_path: Path) -> None:
     outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", "--first-seed", "1", "--seeds", "2", "--json")
     files = [Path(path) for path in json.loads(outcome.stdout)["results"]]

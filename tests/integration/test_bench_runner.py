@@ -108,6 +108,33 @@ def test_strategies_go_on_from_their_own_version_and_all_from_one_bootstrap(lab:
     assert lab.tasks[0][1].inputs is lab.tasks[1][1].inputs
 
 
+def test_a_round_of_several_updates_goes_on_from_each_and_costs_them_all(base: Path, tmp_path: Path, lab: _Lab) -> None:
+    often = _Lab(base, tmp_path / "seed-0")
+    often.run(updates=3)
+    assert [name for name, _ in often.tasks] == [FROZEN] * 3 + [EVOREC] * 3 + [FROZEN] * 3 + [EVOREC] * 3
+    second = [task for _, task in often.tasks[9:]]
+    assert second[0].parent == often.folder / EVOREC / "round-1" / "version"
+    assert [task.parent for task in second[1:]] == [task.out for task in second[:-1]]
+    assert len({task.inputs.window for task in second}) == 3
+    mine, theirs = (one.collected()["rounds"][1] for one in (often, lab))
+    assert mine["strategies"][EVOREC]["cost"]["examples"] == 3 * theirs["strategies"][EVOREC]["cost"]["examples"] == 30
+    assert mine["strategies"][EVOREC]["cost"]["seconds"] == {"update": 6.0}
+    assert mine["strategies"][EVOREC]["cost"]["trainable_parameters"] == 30
+    for table, asked in theirs["asked"].items():
+        assert mine["asked"][table]["users"] == asked["users"]
+    kept = [path.name for path in (often.folder / EVOREC / "round-2").iterdir()]
+    assert sorted(kept) == ["result.json", "scores.npz", "version"]
+    with pytest.raises(Conflict, match="updates_per_round was 3, now None"):
+        often.run()
+
+
+def test_updates_too_many_to_have_somebody_to_learn_from_are_refused(base: Path, tmp_path: Path) -> None:
+    lab = _Lab(base, tmp_path / "seed-0")
+    with pytest.raises(InvalidInput, match=r"Of round 1's 60 updates, \d+ \(the first of them number \d+\) have no"):
+        lab.run(updates=60)
+    assert lab.bootstraps == 0
+
+
 def test_versions_that_nobody_goes_on_from_are_dropped(lab: _Lab) -> None:
     for name in (FROZEN, EVOREC):
         assert not (lab.folder / name / "round-1" / "version").exists()

@@ -54,6 +54,20 @@ def test_the_past_is_70_percent_and_windows_follow_it_without_gap_or_overlap(tim
         assert set(map(event_key, _events(window.inputs))) == seen
 
 
+def test_updates_of_a_round_share_its_window_and_each_knows_what_came_by_its_end(timeline: Timeline) -> None:
+    whole = timeline.window(2).inputs
+    (once,) = timeline.updates(2, 1)
+    assert once == whole
+    parts = timeline.updates(2, 3)
+    assert parts[-1].histories == whole.histories
+    assert [len(part.window) for part in parts] == [23, 22, 23]
+    assert frozenset().union(*(part.window for part in parts)) == whole.window
+    seen = {event_key(event) for event in _events(timeline.window(1).inputs)}
+    for part in parts:
+        seen |= part.window
+        assert {event_key(event) for event in _events(part)} == seen
+
+
 def test_positive_events_alone_are_in_the_timeline() -> None:
     clicks = [replace(event, event_type="click") for event in make_interactions()]
     bought = replace(clicks[0], event_type="purchase")
