@@ -8,6 +8,9 @@ With f_e(c) what expert e says of candidate c (`shared.ranking.expert_features`)
 n being the users of a set. The last term is a prior, worth m users: it decides where there are few, and is forgotten
 with many. w_0 are the parent's weights, which earlier users chose (ADR 0037); a version without one has a constant.
 The likelihood is smooth where a rank is not, so it says more about the same users (ADR 0020).
+
+This is done twice: for candidates that a caller gives, of whom drawn ones stand in, and for the retriever's own best,
+where the users are those whose choice was among them (ADR 0038).
 """
 
 from __future__ import annotations
@@ -21,20 +24,35 @@ from torch import Tensor, nn
 
 from evolver.scoring import Scored
 from shared.errors import EvorecError
-from shared.ranking import BlendWeights, expert_features
+from shared.ranking import Blends, BlendWeights, expert_features
 
 PRIOR = BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)
 PARENT_WORTH = 30  # m, in users, of a parent's weights; those of `PRIOR`, which nobody chose, are worth one
+LLM_AMONG_RETRIEVED = 0.25  # of its weight among given candidates, before anybody has been asked
 START_AT_LEAST = 1e-3  # where softplus still has a gradient
 DIGITS = 4
 _ITERATIONS = 100
 
 
-def choose_blend(scored: Sequence[Sequence[Scored]], parent: BlendWeights | None = None) -> BlendWeights:
-    """The likeliest weights for some sets of candidates, which count alike. Where nobody can be asked they are the
-    parent's, or `PRIOR`. Raises `EvorecError` where no weights can be found, as of scores that are not numbers.
+def choose_blend(
+    given: Sequence[Sequence[Scored]], retrieved: Sequence[Scored], parent: Blends | None = None
+) -> Blends:
+    """The likeliest weights for drawn sets of candidates, which count alike, and for the retriever's own. Where nobody
+    can be asked they are the parent's, or `PRIOR`. Raises `EvorecError` where no weights can be found, as of scores
+    that are not numbers.
     """
-    expected, worth = (parent, PARENT_WORTH) if parent else (PRIOR, 1)
+    if parent:
+        chosen, expected = likeliest(given, parent.given, PARENT_WORTH), parent.retrieved
+    else:
+        chosen = likeliest(given, PRIOR, worth=1)
+        expected = chosen.model_copy(update={"llm": round(LLM_AMONG_RETRIEVED * chosen.llm, DIGITS)})
+    return Blends(given=chosen, retrieved=likeliest([retrieved], expected, PARENT_WORTH))
+
+
+def likeliest(scored: Sequence[Sequence[Scored]], expected: BlendWeights, worth: int) -> BlendWeights:
+    """The likeliest weights for some sets of candidates, with a prior worth so many users: where nobody's target is
+    among the candidates, it. Raises as `choose_blend` does.
+    """
     sets = [_padded(found) for chosen in scored if (found := [one for one in chosen if one.target >= 0])]
     if not sets:
         return expected

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from shared.config import Settings
 from shared.manifest import Gate, Manifest, Metrics
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 from shared.types import DomainId, Interaction, Item, ItemId, UserId
 
 EventKey = tuple[UserId, str]
@@ -124,7 +124,7 @@ class PipelineResult:
     forgotten_share: float
     lora_rank: int
     target_modules: tuple[str, ...]
-    blend: BlendWeights
+    blend: Blends
     metrics: Metrics
     gate: Gate
     stage_seconds: Mapping[str, float]

@@ -20,7 +20,7 @@ from evolver.locate import Location, locate
 from evolver.lora import load_with_lora, lora_parameters, save_lora
 from evolver.recipe import Negatives, Recipe, Start, Targets, Unasked, top_layers
 from evolver.retriever_training import renew_retriever, retriever_config, train_retriever
-from evolver.scoring import Version, judged_candidates, make_cases, score_cases
+from evolver.scoring import Version, judged_candidates, make_cases, retrieved_cases, score_cases
 from evolver.splits import Split, filtered, item_sequence
 from evolver.stages import Stages
 from evolver.trunk import decoder_layers
@@ -29,7 +29,7 @@ from evolver.work import Work, tokens, work_of_update
 from shared.config import Settings
 from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Interaction
 
@@ -132,17 +132,15 @@ class Learner:
             lora_parameters=sum(size for _, size in sizes),
         )
 
-    def blend(self, version: Version, parent: BlendWeights | None) -> BlendWeights:
+    def blend(self, version: Version, parent: Blends | None) -> Blends:
         """The weights that explain validation best, active and inactive users together; a parent's are the prior."""
         targets = (*self._split.validation, *self._split.quiet_validation)
-        cases = make_cases(
-            targets, self.examples.popularity, seed=self._inputs.seed, n=judged_candidates(self._settings)
-        )
-        scored = [
-            score_cases(version, chosen, self.examples.builder, self.examples.popularity) for chosen in cases.values()
-        ]
-        self.work += Work(tokens_forward=sum(one.tokens for chosen in scored for one in chosen))
-        return choose_blend(scored, parent)
+        builder, popularity, settings = self.examples.builder, self.examples.popularity, self._settings
+        drawn = make_cases(targets, popularity, seed=self._inputs.seed, n=judged_candidates(settings))
+        retrieved = retrieved_cases(version, targets, settings.rank_candidates, popularity)
+        *given, own = (score_cases(version, cases, builder, popularity) for cases in (*drawn.values(), retrieved))
+        self.work += Work(tokens_forward=sum(one.tokens for scored in (*given, own) for one in scored))
+        return choose_blend(given, own, parent)
 
     def validation(self, index: RetrieverIndex, forgotten: ForgottenSet) -> list[Labelled]:
         """The held-out users' prompts, with negatives as in training; `index` is the renewed retriever's."""

@@ -29,7 +29,7 @@ from evolver.stages import Stages
 from evolver.trunk import decoder_layers
 from shared.config import Settings
 from shared.manifest import Gate
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 
 GATE_LEAST_USERS = 10
 
@@ -71,8 +71,8 @@ class _Run:
             before = self._evaluate(learner.before, self._parent_blend or POPULARITY_ONLY)
         lesson = learner.learn()
         with stages.stage("evaluate"):
-            weights = learner.blend(lesson.version, self._parent_blend)
-            after = self._evaluate(lesson.version, weights)
+            blends = learner.blend(lesson.version, self._parent_blend)
+            after = self._evaluate(lesson.version, blends)
         lesson.save(out)
         return PipelineResult(
             located_layers=lesson.location.layers,
@@ -85,20 +85,20 @@ class _Run:
             forgotten_share=lesson.forgetting.share,
             lora_rank=learner.model.peft_config["default"].r,
             target_modules=TARGET_MODULES,
-            blend=weights,
+            blend=blends,
             metrics={"before": before.metrics, "after": after.metrics},
             gate=gate(self._split.panel, before, after, seed=self._inputs.seed),
             stage_seconds=stages.seconds,
             train_examples=lesson.updated.trained_prompts,
         )
 
-    def _evaluate(self, version: Version, weights: BlendWeights) -> Report:
+    def _evaluate(self, version: Version, blends: Blends) -> Report:
         examples = self._learner.examples
         n = judged_candidates(self._settings)
         cases = make_cases(self._split.panel, examples.popularity, seed=self._inputs.seed, n=n)
         return evaluate_version(
             version,
-            weights,
+            blends,
             cases,
             examples.builder,
             examples.popularity,

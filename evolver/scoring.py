@@ -19,14 +19,14 @@ from shared.config import Settings
 from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import Prompt, PromptBuilder, candidate_order
-from shared.ranking import BlendWeights, blend
+from shared.ranking import Blends, BlendWeights, blend
 from shared.retriever import RetrieverIndex
 from shared.types import ItemId, UserId
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-POPULARITY_ONLY = BlendWeights(llm=0.0, retriever=0.0, popularity=1.0)
+POPULARITY_ONLY = Blends.alike(BlendWeights(llm=0.0, retriever=0.0, popularity=1.0))
 NOT_RETRIEVED = 1_000_000
 UNIFORM, WEIGHTED, CATALOG = "", "weighted:", "catalog:"
 
@@ -192,7 +192,7 @@ class Report:
 
 def evaluate_version(
     version: Version,
-    weights: BlendWeights,
+    blends: Blends,
     cases: Mapping[str, Sequence[tuple[Target, Case]]],
     builder: PromptBuilder,
     popularity: Mapping[ItemId, float],
@@ -209,7 +209,7 @@ def evaluate_version(
     for number, (name, chosen) in enumerate(sets.items()):
         report = partial(report_part, on_batch, number, len(sets))
         scored = score_cases(version, chosen, builder, popularity, report)
-        found[name] = ranks(scored, weights)
+        found[name] = ranks(scored, blends.retrieved if name == CATALOG else blends.given)
         cutoffs = (10,) if name == CATALOG else (1, 3)
         for group, values in summarise(found[name], active, prefix=name, cutoffs=cutoffs).items():
             metrics[group].update(values)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from shared.config import Settings
 from shared.errors import EvorecError, Unavailable
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 from shared.types import AdapterName, DomainId, Interaction, Item, ItemId, UserId
 
 
@@ -144,7 +144,7 @@ class ServingVersion:
     name: AdapterName
     domain: DomainId
     lora: LoraHandle
-    blend: BlendWeights
+    blend: Blends
     forgotten: Forgotten
     catalog: CatalogSnapshot
     index: CandidateIndex

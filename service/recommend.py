@@ -196,7 +196,8 @@ class Recommender:
         if isinstance(outcome, str):
             return Answer(by_retriever(pairs)[: ask.count], outcome, version)
         shares = await self._popularity.shares(ask.domain, list(outcome))
-        return Answer(by_llm(pairs, outcome, shares, version.blend)[: ask.count], "", version)
+        weights = version.blend.retrieved if ask.candidates is None else version.blend.given
+        return Answer(by_llm(pairs, outcome, shares, weights)[: ask.count], "", version)
 
     # -- candidates -------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shared.domains import DOMAIN_PATTERN
 from shared.errors import InvalidArtifact, NotFound
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 from shared.types import AdapterName, DomainId, EvolutionId, StreamPositions
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -80,7 +80,7 @@ class Manifest(BaseModel):
     forgotten_share: float
     lora_rank: int
     target_modules: tuple[str, ...]
-    blend: BlendWeights
+    blend: Blends
     metrics: Metrics
     gate: Gate
     stage_seconds: Mapping[str, float]

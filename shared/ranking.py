@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 SHARE_FLOOR = 1e-6  # an item without events: the logarithm has to be finite
 
 
 class BlendWeights(BaseModel):
-    """Weights of the three log-linear experts; chosen on validation, kept in a version's manifest."""
+    """Weights of the three log-linear experts, chosen on validation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     llm: float = 1.0
     retriever: float = 0.0
     popularity: float = 0.0
+
+
+class Blends(BaseModel):
+    """The weights by where candidates come from, kept in a version's manifest: those that a caller gives, and the
+    retriever's own best, of which it has said most already (ADR 0038). Versions of before had one for both.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    given: BlendWeights
+    retrieved: BlendWeights
+
+    @classmethod
+    def alike(cls, weights: BlendWeights) -> Self:
+        """The same for both."""
+        return cls(given=weights, retrieved=weights)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_both(cls, found: Any) -> Any:
+        if isinstance(found, Mapping) and not cls.model_fields.keys() & found.keys():
+            return {"given": found, "retrieved": found}
+        return found
 
 
 def expert_features(

@@ -21,7 +21,7 @@ from evolver.locate import Location
 from evolver.scoring import Version
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Interaction, Item, ItemId
 from tests.factories import T0, interaction
@@ -72,7 +72,7 @@ def learned_nothing(inputs: EvolutionInputs, out: Path) -> Learned:
     (out / "made").touch()
     return Learned(
         version=Version(None, RetrieverIndex(Retriever([]), inputs.items), ForgottenSet()),
-        blend=BlendWeights(llm=0.0, retriever=1.0, popularity=0.5),
+        blend=Blends.alike(BlendWeights(llm=0.0, retriever=1.0, popularity=0.5)),
         location=Location((1,), (0, 3), (0.9, 0.8)),
         forgotten_interactions=4,
         forgotten_share=0.25,

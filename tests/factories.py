@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from shared.artifacts import ArtifactStore
 from shared.changes import announce
 from shared.manifest import Gate, Manifest, adapter_name
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 from shared.redis_keys import DomainKeys
 from shared.types import AdapterName, DomainId, EvolutionId, Interaction, ItemId, UserId
 
@@ -52,7 +52,7 @@ def manifest(
         "forgotten_share": 0.05,
         "lora_rank": 16,
         "target_modules": ("q_proj", "v_proj"),
-        "blend": BlendWeights(llm=1.0, retriever=0.5, popularity=0.25),
+        "blend": Blends.alike(BlendWeights(llm=1.0, retriever=0.5, popularity=0.25)),
         "metrics": {
             "before": {"U_A": {"n": 40.0, "hr@1": 0.2}, "U_I": {"n": 20.0, "hr@1": 0.25}},
             "after": {"U_A": {"n": 40.0, "hr@1": 0.3}, "U_I": {"n": 20.0, "hr@1": 0.25}},

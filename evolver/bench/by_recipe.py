@@ -57,12 +57,12 @@ def _learn(
             with stages.stage("merge"):
                 lesson = merge(learner, lesson)
         with stages.stage("blend"):
-            weights = learner.blend(lesson.version, load_blend(parent) if parent else None)
+            blends = learner.blend(lesson.version, load_blend(parent) if parent else None)
     lesson.save(out)
-    save_blend(weights, out)
+    save_blend(blends, out)
     return Learned(
         version=lesson.version,
-        blend=weights,
+        blend=blends,
         location=lesson.location,
         forgotten_interactions=lesson.forgetting.count,
         forgotten_share=lesson.forgetting.share,

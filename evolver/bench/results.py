@@ -26,7 +26,7 @@ from evolver.bench.runner import (
 )
 from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
 from shared.errors import Conflict
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 
 FORMAT = 2
 FROZEN, RETRAIN, FINETUNE, EVOREC = "frozen", "retrain", "finetune", "evorec"
@@ -66,7 +66,7 @@ def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, An
         about = json.loads((step / RESULT).read_text())
         tables = load_scores(step / SCORES)
         _require_same_questions(rules, tables, rules_folder, step)
-        ranks[name] = version_ranks(tables, BlendWeights(**about["blend"]))
+        ranks[name] = version_ranks(tables, Blends.model_validate(about["blend"]))
         found[name] = {**about, "metrics": metrics(tables, ranks[name])}
     rule_ranks = {table: {rule: scores.rank_by(rule) for rule in RULES} for table, scores in rules.items()}
     return {
@@ -100,11 +100,11 @@ def _require_same_questions(
             )
 
 
-def version_ranks(tables: Mapping[str, CaseScores], weights: BlendWeights) -> Ranks:
+def version_ranks(tables: Mapping[str, CaseScores], blends: Blends) -> Ranks:
     """Ranks by the blend that is served, by the LLM alone and by the retriever alone."""
     return {
         name: {
-            BLEND: table.ranks(table.blended(weights)),
+            BLEND: table.ranks(table.blended(blends.retrieved if name.endswith(CATALOG_SET) else blends.given)),
             LLM: table.rank_by(LLM),
             RETRIEVER: table.rank_by(RETRIEVER),
         }

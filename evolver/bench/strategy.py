@@ -11,7 +11,7 @@ from evolver.locate import Location
 from evolver.scoring import Version
 from evolver.splits import Split
 from shared.config import Settings
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Learned:
     """
 
     version: Version
-    blend: BlendWeights
+    blend: Blends
     location: Location
     forgotten_interactions: int
     forgotten_share: float

@@ -16,11 +16,9 @@ ALL, BY_SIZE, CATALOG = "all", "all, by size", "catalog"
 AHEAD, BEHIND, LEVEL = "ahead", "behind", "level"
 
 READING = [
-    "EvoRec's NDCG@3 minus that of each other strategy, the mean over rounds, seeds and both drawn candidate sets;",
-    "`all` is over both kinds of targets, and both groups count alike; `all, by size` counts each by how many users it",
-    "has (of whom at most so many are asked), as a shop's mean over its users would. `catalog` is NDCG@10 of the whole",
-    "pipeline over all items, both groups alike. An ablation lacks a part or replaces it: where EvoRec is ahead of it",
-    "the part adds something, where it is level nothing shows that it does.",
+    "EvoRec's NDCG@3 (`catalog`: NDCG@10) minus that of each other strategy, counted as above. An ablation lacks a",
+    "part or replaces it: where EvoRec is ahead of it the part adds something, where it is level nothing shows that it",
+    "does.",
 ]
 
 
@@ -77,11 +75,12 @@ def _pooled(
         for candidates in sets
     ]
     found = [a_round["asked"][f"{kind}/{candidates}"] for a_round, kind, candidates in tables]
-    shares = [_shares(a_round["population"][kind]) if by_size else ALIKE for a_round, kind, _ in tables]
+    shares = [shares_of(a_round["population"][kind]) if by_size else ALIKE for a_round, kind, _ in tables]
     return difference(found, EVOREC, other, group, CUTOFFS[sets[0]][-1], shares=shares)
 
 
-def _shares(population: Mapping[str, int]) -> Shares:
+def shares_of(population: Mapping[str, int]) -> Shares:
+    """Of U_A and of U_I, by how many users they have."""
     active, inactive = (population[group] / sum(population.values()) for group in GROUPS[:2])
     return active, inactive
 

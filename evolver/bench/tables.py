@@ -29,6 +29,7 @@ from evolver.bench.reading import (
 from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
+from shared.ranking import Blends
 
 NOTHING = "–"
 
@@ -197,13 +198,13 @@ def versions(seeds: Sequence[Results]) -> list[str]:
     """What each version is made of: one row per strategy, round and seed."""
     loss = "validation loss (with the consistency term, where there is one)"
     header = ["strategy", "round", "seed", "layers trained", loss, "forgotten", "consistency"]
-    header += ["LLM : retriever : popularity"]
+    header += ["LLM : retriever : popularity, of given candidates", "of the retriever's own"]
     rows = []
     for name in strategies_of(seeds):
         for number in range(1, n_rounds(seeds) + 1):
             for one in seeds:
                 found = one["rounds"][number - 1]["strategies"][name]
-                blend = found["blend"]
+                blends = Blends.model_validate(found["blend"])
                 rows.append(
                     [
                         name,
@@ -213,7 +214,7 @@ def versions(seeds: Sequence[Results]) -> list[str]:
                         _validation(found.get("validation_loss")),
                         f"{found['forgotten_share']:.1%}",
                         f"{found['consistency']:g}",
-                        f"{blend['llm']:g} : {blend['retriever']:g} : {blend['popularity']:g}",
+                        *(f"{w.llm:g} : {w.retriever:g} : {w.popularity:g}" for w in (blends.given, blends.retrieved)),
                     ]
                 )
     return markdown(header, rows)

@@ -10,21 +10,21 @@ from evolver.lora import load_with_lora
 from evolver.scoring import Version
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
-from shared.ranking import BlendWeights
+from shared.ranking import Blends
 from shared.retriever import Retriever, RetrieverIndex
 from shared.types import Item
 
 BLEND_FILE = "blend.json"
 
 
-def save_blend(weights: BlendWeights, folder: Path) -> None:
+def save_blend(blends: Blends, folder: Path) -> None:
     """Write `blend.json`."""
-    (folder / BLEND_FILE).write_text(weights.model_dump_json() + "\n")
+    (folder / BLEND_FILE).write_text(blends.model_dump_json() + "\n")
 
 
-def load_blend(folder: Path) -> BlendWeights:
+def load_blend(folder: Path) -> Blends:
     """Read `blend.json`."""
-    return BlendWeights.model_validate_json((folder / BLEND_FILE).read_bytes())
+    return Blends.model_validate_json((folder / BLEND_FILE).read_bytes())
 
 
 def load_version(folder: Path, items: Sequence[Item], settings: Settings) -> Version:

@@ -16,7 +16,7 @@ from evolver.inputs import Cancelled, EvolutionInputs, ParentVersion, PipelineRe
 from shared.config import Settings
 from shared.forgotten import ForgottenSet
 from shared.manifest import Gate
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 
 STAGES = ("evaluate before", "locate", "forget", "update", "evaluate")
 
@@ -62,7 +62,7 @@ class FakePipeline:
             forgotten_share=0.1,
             lora_rank=settings.lora_rank,
             target_modules=("q_proj",),
-            blend=BlendWeights(),
+            blend=Blends.alike(BlendWeights()),
             metrics={"after": asked | unasked},
             gate=Gate(passed=not self.gate_reasons, reasons=self.gate_reasons),
             stage_seconds=dict.fromkeys(STAGES, self.stage_s),

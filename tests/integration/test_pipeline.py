@@ -27,7 +27,7 @@ from shared.config import Settings
 from shared.errors import EvorecError
 from shared.forgotten import ForgottenSet
 from shared.prompt import PromptBuilder
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 from shared.retriever import Retriever
 from shared.types import Interaction, UserId
 from tests.factories import manifest
@@ -223,12 +223,13 @@ def test_a_zero_update_gives_identical_files(line: Line, tmp_path: Path) -> None
 
 
 def test_few_validation_users_go_on_from_the_parents_blend(line: Line, tmp_path: Path) -> None:
-    parent = ParentVersion(line.first, manifest(blend=BlendWeights(llm=0.0, retriever=3.0, popularity=0.0)))
+    parent = ParentVersion(
+        line.first, manifest(blend=Blends.alike(BlendWeights(llm=0.0, retriever=3.0, popularity=0.0)))
+    )
     changes = {"learning_rate": 0.0, "max_train_examples": 4, "max_validation_users": 2}
     result = _run(_evolution_inputs(line.store), parent, tmp_path / "next", **changes)
-    assert (result.blend.llm, result.blend.retriever, result.blend.popularity) == pytest.approx(
-        (0.0, 3.0, 0.0), abs=0.5
-    )
+    for weights in (result.blend.given, result.blend.retrieved):
+        assert (weights.llm, weights.retriever, weights.popularity) == pytest.approx((0.0, 3.0, 0.0), abs=0.5)
 
 
 def test_what_the_window_says_of_older_interactions_is_kept_from_the_prompts_that_ask_for_it(
@@ -255,8 +256,8 @@ def test_a_version_that_ranks_clearly_worse_than_its_parent_fails_the_gate(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ranks last what the LLM, which stays the parent's, calls likely."""
-    monkeypatch.setattr("evolver.learning.choose_blend", lambda scored, parent: BlendWeights(llm=-1.0))
-    parent = ParentVersion(line.first, manifest(blend=BlendWeights(llm=1.0)))
+    monkeypatch.setattr("evolver.learning.choose_blend", lambda *scored: Blends.alike(BlendWeights(llm=-1.0)))
+    parent = ParentVersion(line.first, manifest(blend=Blends.alike(BlendWeights(llm=1.0))))
     inputs = _evolution_inputs(line.store)
     inputs = replace(inputs, panel=frozenset(sorted(inputs.histories)[::2]))  # more of them leave less to chance
     changes = {"learning_rate": 0.0, "max_train_examples": 4, "max_evaluated_users": 60}

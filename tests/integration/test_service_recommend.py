@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from service.ports import AdapterNotLoaded, EngineUnavailable
 from shared.catalog import CatalogStore
 from shared.config import Settings
+from shared.ranking import Blends, BlendWeights
 from shared.types import Item, ItemId, UserId
 from tests.service_support import ITEMS, SHOP, Engines, Running, serving
 
@@ -56,6 +57,18 @@ async def test_the_llm_ranks_and_the_rest_follows(running: Running) -> None:
     assert {each["item_id"] for each in items[0]["reason"]["history"]} == {"i1", "i2"}
     assert not {"i1", "i2"} & {item["item_id"] for item in items}
     assert body["took_ms"] > 0
+
+
+async def test_named_candidates_and_the_retrievers_own_are_blended_by_weights_of_their_own(running: Running) -> None:
+    """Here by the LLM alone, and by the retriever alone."""
+    blend = Blends(given=BlendWeights(llm=1.0), retrieved=BlendWeights(llm=0.0, retriever=1.0))
+    await version_serves(running, blend=blend)
+    own = (await running.recommend(count=20, explain=True)).json()["items"]
+    given = (await running.recommend(candidates=[item["item_id"] for item in own], explain=True)).json()["items"]
+    for items, by in ((own, "retriever_score"), (given, "llm_log_probability")):
+        said = [item["reason"][by] for item in items]
+        assert said == sorted(said, reverse=True)
+    assert [item["item_id"] for item in own] != [item["item_id"] for item in given]
 
 
 async def test_the_answer_does_not_depend_on_the_order_of_named_candidates(running: Running) -> None:

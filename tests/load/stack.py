@@ -24,7 +24,7 @@ from shared.catalog import CatalogStore
 from shared.config import Settings
 from shared.embedded_redis import EmbeddedRedis
 from shared.forgotten import ForgottenSet
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 from shared.redis_client import connect
 from shared.redis_urls import socket_url
 from shared.registry import Registry
@@ -77,7 +77,7 @@ class LoadStack:
             domain=DOMAIN,
             parent=parent,
             base_model_hash=base_model_hash(self.settings.base_model),
-            blend=BlendWeights(llm=1.0),
+            blend=Blends.alike(BlendWeights(llm=1.0)),
         )
 
         retriever = RetrieverConfig(members=self.settings.retriever_members)

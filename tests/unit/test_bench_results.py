@@ -13,7 +13,7 @@ from evolver.bench.paired import group_masks
 from evolver.bench.results import BLEND, metrics, version_ranks
 from evolver.bench.scores import LLM, RETRIEVER, case_scores
 from evolver.bench.tables import accuracy, cost, intervals, leave_one_out, overview, sanity, spread
-from shared.ranking import BlendWeights
+from shared.ranking import Blends, BlendWeights
 from tests.bench_support import bench_results
 
 VALUES = {"frozen": 0.3, "finetune": 0.4, "evorec": 0.5}
@@ -34,7 +34,7 @@ def test_figures_of_three_users_by_hand() -> None:
     shares = [[0.25] * 4] * 3
     experts = {LLM: llm, RETRIEVER: retriever, "popularity": shares}
     tables = {"next/uniform": case_scores(["a", "b", "c"], [True, True, False], [0, 2, 1], experts)}
-    ranks = version_ranks(tables, BlendWeights(llm=1.0, retriever=1.0, popularity=1.0))
+    ranks = version_ranks(tables, Blends.alike(BlendWeights(llm=1.0, retriever=1.0, popularity=1.0)))
     assert {name: found.tolist() for name, found in ranks["next/uniform"].items()} == {
         BLEND: [1, 3, 2],
         LLM: [1, 3, 2],
@@ -48,7 +48,7 @@ def test_figures_of_three_users_by_hand() -> None:
 
 def test_groups_without_users_have_no_figure() -> None:
     tables = {"memory/catalog": case_scores(["a"], [True], [-1], {LLM: [[]], RETRIEVER: [[]], "popularity": [[]]})}
-    found = metrics(tables, version_ranks(tables, BlendWeights()))["memory"]["catalog"][BLEND]
+    found = metrics(tables, version_ranks(tables, Blends.alike(BlendWeights())))["memory"]["catalog"][BLEND]
     assert found["U_I"] == {"n": 0}
     assert found["U_A"] == {"n": 1, "hr@10": 0.0, "ndcg@10": 0.0}
     assert [int(mask.sum()) for mask in group_masks(tables["memory/catalog"].active).values()] == [1, 0, 1]

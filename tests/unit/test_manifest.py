@@ -24,6 +24,8 @@ def test_golden() -> None:
     manifest = factories.manifest(2, parent=AdapterName("beauty-v000001"), checksums={"adapter_config.json": "ab" * 32})
     assert manifest.to_json() == GOLDEN.read_text()
     assert Manifest.from_json(GOLDEN.read_bytes()) == manifest
+    # There one blend was for all candidates.
+    assert Manifest.from_json(GOLDEN.with_name("manifest-before-0038.json").read_bytes()) == manifest
 
 
 def test_range_end_is_the_watermark() -> None:
