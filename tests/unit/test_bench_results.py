@@ -46,6 +46,14 @@ def test_figures_of_three_users_by_hand() -> None:
     assert found["U"]["ndcg@3"] == pytest.approx((1.5 + 1 / math.log2(3)) / 3)
 
 
+def test_the_catalogs_candidates_are_blended_as_the_retrievers_own() -> None:
+    experts = {LLM: [[3.0, 0.0]], RETRIEVER: [[0.0, 3.0]], "popularity": [[0.5, 0.5]]}
+    tables = {f"next/{name}": case_scores(["a"], [True], [0], experts) for name in ("uniform", "catalog")}
+    blends = Blends(given=BlendWeights(llm=1.0), retrieved=BlendWeights(llm=0.0, retriever=1.0))
+    ranks = version_ranks(tables, blends)
+    assert [ranks[f"next/{name}"][BLEND].tolist() for name in ("uniform", "catalog")] == [[1], [2]]
+
+
 def test_groups_without_users_have_no_figure() -> None:
     tables = {"memory/catalog": case_scores(["a"], [True], [-1], {LLM: [[]], RETRIEVER: [[]], "popularity": [[]]})}
     found = metrics(tables, version_ranks(tables, Blends.alike(BlendWeights())))["memory"]["catalog"][BLEND]
