@@ -12,12 +12,12 @@ the same for every version compared: uniformly (the usual protocol) and weighted
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from shared.types import ItemId, UserId
 
@@ -60,12 +60,17 @@ def ndcg(ranks: Sequence[int], k: int) -> float:
     >>> round(ndcg([1, 3], 3), 3)
     0.75
     """
-    return float(np.mean([gain(rank, k) for rank in ranks])) if ranks else 0.0
+    return float(gains(ranks, k).mean()) if ranks else 0.0
 
 
-def gain(rank: int, k: int) -> float:
-    """NDCG@k of one user."""
-    return 1 / math.log2(1 + rank) if rank <= k else 0.0
+def gains(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """NDCG@k of each user.  ranks: [N] -> [N]
+
+    >>> gains([1, 3, 4], 3).round(3).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    found = np.asarray(ranks)
+    return np.where(found <= k, 1 / np.log2(1 + found), 0.0)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ def summarise(
     }
 
 
-def paired_interval(before: Sequence[float], after: Sequence[float], *, seed: int) -> tuple[float, float]:
+def paired_interval(before: ArrayLike, after: ArrayLike, *, seed: int) -> tuple[float, float]:
     """95 % bootstrap interval of mean(after - before), users resampled in pairs."""
     difference = np.asarray(after) - np.asarray(before)
     if len(difference) == 0:

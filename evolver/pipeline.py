@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from evolver.evaluate import gain, paired_interval
+from evolver.evaluate import gains, paired_interval
 from evolver.inputs import EvolutionInputs, ParentVersion, PipelineResult, Progress, ShouldStop
 from evolver.learning import Learner
 from evolver.lora import TARGET_MODULES
@@ -117,7 +117,7 @@ def gate(panel: Sequence[Target], before: Report, after: Report, *, seed: int) -
             users = [target.user_id for target in panel if target.active is wanted]
             if len(users) < GATE_LEAST_USERS:
                 continue
-            old, new = ([gain(report.ranks[name][user], 3) for user in users] for report in (before, after))
+            old, new = (gains([report.ranks[name][user] for user in users], 3) for report in (before, after))
             low, high = paired_interval(old, new, seed=seed)
             if high < 0:
                 reasons.append(

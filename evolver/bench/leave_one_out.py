@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evolver.bench.scores import gains
 from evolver.bench.timeline import Timeline
 from evolver.device import device_of_run
+from evolver.evaluate import gains
 from evolver.retriever_training import retriever_config, train_retriever
 from evolver.scoring import NOT_RETRIEVED
 from evolver.splits import item_sequence

@@ -23,8 +23,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from evolver.bench.scores import CaseScores, gains
-from evolver.evaluate import BOOTSTRAP_DRAWS
+from evolver.bench.scores import CaseScores
+from evolver.evaluate import BOOTSTRAP_DRAWS, gains
 from evolver.scoring import NOT_RETRIEVED
 
 GROUPS = ("U_A", "U_I", "U")

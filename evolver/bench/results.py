@@ -24,7 +24,8 @@ from evolver.bench.runner import (
     is_done,
     steps,
 )
-from evolver.bench.scores import LLM, RETRIEVER, CaseScores, gains, load_scores
+from evolver.bench.scores import LLM, RETRIEVER, CaseScores, load_scores
+from evolver.evaluate import gains
 from shared.errors import Conflict
 from shared.ranking import Blends
 

@@ -88,15 +88,6 @@ def _matrix(rows: Sequence[Sequence[float]]) -> NDArray[np.float32]:
     return matrix
 
 
-def gains(ranks: NDArray[np.int64], k: int) -> Floats:
-    """NDCG@k of each user.
-
-    >>> gains(np.array([1, 3, 4]), 3).round(3).tolist()
-    [1.0, 0.5, 0.0]
-    """
-    return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
-
-
 def save_scores(path: Path, tables: Mapping[str, CaseScores]) -> None:
     """Write tables under names such as `memory/uniform`; arrays of numbers and text, nothing pickled."""
     arrays: dict[str, NDArray[np.generic]] = {}

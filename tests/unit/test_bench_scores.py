@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from evolver.bench.scores import LLM, POPULARITY, RETRIEVER, CaseScores, gains, load_scores, of_version, save_scores
+from evolver.bench.scores import LLM, POPULARITY, RETRIEVER, CaseScores, load_scores, of_version, save_scores
 from evolver.evaluate import Case
 from evolver.scoring import NOT_RETRIEVED, Scored, ranks
 from shared.ranking import BlendWeights
@@ -55,10 +54,6 @@ def test_a_round_trip_through_the_file_changes_nothing(tmp_path: Path) -> None:
         assert loaded[name].experts.keys() == {LLM, RETRIEVER, POPULARITY}
         for expert, values in table.experts.items():
             np.testing.assert_array_equal(loaded[name].experts[expert], values)
-
-
-def test_gains_by_hand() -> None:
-    assert gains(np.array([1, 2, 3, 4]), 3).tolist() == pytest.approx([1.0, 0.6309297535714575, 0.5, 0.0])
 
 
 def test_nobody_asked_is_no_rank() -> None:

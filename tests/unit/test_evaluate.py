@@ -16,7 +16,7 @@ from evolver.evaluate import (
     CandidatePool,
     Case,
     draw_candidates,
-    gain,
+    gains,
     hit_rate,
     ndcg,
     paired_interval,
@@ -110,7 +110,11 @@ def _scored(llm: tuple[float, ...], retriever: tuple[float, ...], user: str = "u
 
 def test_a_target_that_was_not_retrieved_is_no_hit() -> None:
     found = ranks([_scored((-1.0, -1.0), (0.0, 0.0), target=-1)], BlendWeights())
-    assert gain(found[UserId("u")], 10) == 0.0
+    assert gains([found[UserId("u")]], 10).tolist() == [0.0]
+
+
+def test_gains_by_hand() -> None:
+    assert gains([1, 2, 3, 4], 3).tolist() == pytest.approx([1.0, 0.6309297535714575, 0.5, 0.0])
 
 
 def test_an_llm_whose_scores_are_no_numbers_ranks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
