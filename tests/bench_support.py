@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from evolver.bench.cases import KINDS
+from evolver.bench.cases import CATALOG_SET, KINDS
 from evolver.bench.paired import GROUPS
-from evolver.bench.results import FORMAT, SETS
+from evolver.bench.results import FORMAT, SETS, served_of
 from evolver.bench.rules import RULES
 from evolver.bench.strategy import Cost, Learned
 from evolver.inputs import EvolutionInputs
@@ -118,17 +118,21 @@ def bench_results(
             "metrics": {kind: dict.fromkeys(SETS, rankers) for kind in KINDS},
         }
 
-    def asked(number: int) -> dict[str, Any]:
+    def asked(number: int, candidates: str) -> dict[str, Any]:
         """As many users of each group have their target on rank 1 as the figure says, always the first ones."""
         users = np.arange(2 * ASKED)
-        ranks = {
-            name: np.concatenate([np.arange(ASKED) < round(value(name, number, group) * ASKED) for group in GROUPS[:2]])
-            for name in strategies
-        }
+
+        def hits(name: str, share: float) -> str:
+            shares = [share * value(name, number, group) for group in GROUPS[:2]]
+            return " ".join(str(int(n < round(one * ASKED))) for one in shares for n in range(ASKED))
+
+        served = served_of(strategies)
+        alone = ("llm", "retriever", *(() if candidates == CATALOG_SET else RULES))
         return {
             "users": " ".join(map(str, users)),
             "active": " ".join("1" if user < ASKED else "0" for user in users),
-            "ranks": {name: " ".join(map(str, hits.astype(int))) for name, hits in ranks.items()},
+            "ranks": {name: hits(name, 1.0) for name in strategies},
+            "alone": {part: hits(served, 0.5) for part in alone},
         }
 
     rules = {rule: {group: dict.fromkeys(("hr@1", "hr@3", "ndcg@3"), 0.111) for group in GROUPS} for rule in RULES}
@@ -165,7 +169,7 @@ def bench_results(
                 "rules": {kind: dict.fromkeys(SETS, rules) for kind in KINDS},
                 "population": {kind: {"U_A": ASKED, "U_I": 3 * ASKED} for kind in KINDS},
                 "strategies": {name: version(name, number) for name in strategies},
-                "asked": {f"{kind}/{key}": asked(number) for kind in KINDS for key in SETS},
+                "asked": {f"{kind}/{key}": asked(number, key) for kind in KINDS for key in SETS},
             }
             for number in range(1, n_rounds + 1)
         ],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS, NEXT
 from evolver.bench.paired import GROUPS
 from evolver.bench.reading import Results, has_seconds, mean_seconds, strategies_of
-from evolver.bench.results import BLEND, EVOREC
+from evolver.bench.results import BLEND, served_of
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
 from evolver.bench.summary import ALL, BY_SIZE, PARTS, shares_of
@@ -34,7 +34,7 @@ def absolute(seeds: Sequence[Results]) -> list[str]:
     not run), then for each plain rule.
     """
     names = strategies_of(seeds)
-    served = EVOREC if EVOREC in names else names[-1]
+    served = served_of(names)
     rankers: dict[str, Figures] = {name: partial(_of_version, name, BLEND) for name in names}
     rankers |= {f"{served}: its {part} alone": partial(_of_version, served, part) for part in (RETRIEVER, LLM)}
     rankers |= {rule: partial(_of_rule, rule) for rule in RULES}

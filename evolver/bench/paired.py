@@ -56,15 +56,20 @@ def group_masks(active: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
 
 
 def asked(table: CaseScores, ranks: Mapping[str, NDArray[np.int64]]) -> dict[str, Any]:
-    """Who was asked, and the rank that each strategy gave to what they took (0: not retrieved), as lines of numbers.
+    """Who was asked, and the rank that each strategy gave to what they took, as lines of numbers.
 
     Users are told apart by a checksum of their id.
     """
     return {
         "users": _line(np.array([crc32(user.encode()) for user in table.users], dtype=np.int64)),
         "active": _line(table.active.astype(np.int64)),
-        "ranks": {name: _line(np.where(found < NOT_RETRIEVED, found, _UNRANKED)) for name, found in ranks.items()},
+        "ranks": rank_lines(ranks),
     }
+
+
+def rank_lines(ranks: Mapping[str, NDArray[np.int64]]) -> dict[str, str]:
+    """Whoever ranked -> the users' ranks as a line of numbers (0: not retrieved)."""
+    return {name: _line(np.where(found < NOT_RETRIEVED, found, _UNRANKED)) for name, found in ranks.items()}
 
 
 def difference(

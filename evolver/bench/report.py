@@ -21,6 +21,7 @@ from evolver.bench import known_truth
 from evolver.bench.about import about
 from evolver.bench.absolute import absolute
 from evolver.bench.goals import Goal, goals, goals_met, goals_table
+from evolver.bench.parts import parts
 from evolver.bench.plots import draw_plots
 from evolver.bench.reading import Results, n_asked, n_rounds, n_updates, span, strategies_of
 from evolver.bench.results import FINETUNE, FORMAT, FROZEN, RETRAIN
@@ -111,7 +112,8 @@ def write_report(paths: Sequence[Path], out: Path, forget: Path | None = None) -
         others.write_text(_page([f"# All figures of {one.name}", "", GENERATED, "", *all_figures(one.seeds)]))
         lines += [f"## {one.name}", "", *about(one.seeds)]
         lines += [f"![{caption}]({quote(f'{folder.name}/{plot.name}')})\n" for plot, caption in plots.items()]
-        lines += absolute(one.seeds) + summary(one.seeds, one.against) + goals_table(one.goals) + main_tables(one.seeds)
+        lines += absolute(one.seeds) + summary(one.seeds, one.against) + parts(one.seeds)
+        lines += goals_table(one.goals) + main_tables(one.seeds)
         lines += [f"[All figures of all rounds, and all differences]({quote(f'{folder.name}/{others.name}')}).", ""]
     lines += [] if forget is None else known_truth.section(json.loads(forget.read_text()))
     out.write_text(_page(lines))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evolver.bench.cases import CATALOG_SET, DRAWN_SETS, KINDS, UNIFORM_SET
 from evolver.bench.locks import alone_in
-from evolver.bench.paired import asked, group_masks
+from evolver.bench.paired import asked, group_masks, rank_lines
 from evolver.bench.rules import RULES
 from evolver.bench.runner import (
     ARGUMENTS,
@@ -32,12 +32,18 @@ from shared.ranking import Blends
 FORMAT = 2
 FROZEN, RETRAIN, FINETUNE, EVOREC = "frozen", "retrain", "finetune", "evorec"
 BLEND = "blend"
+ALONE = "alone"
 SETS = (*DRAWN_SETS, CATALOG_SET)
 CUTOFFS = {**dict.fromkeys(DRAWN_SETS, (1, 3)), CATALOG_SET: (10,)}
 """Cut-offs of HR per candidate set; NDCG is cut at the last."""
 
 Ranks = Mapping[str, Mapping[str, NDArray[np.int64]]]
 """Table (`memory/uniform`) -> ranker -> rank per user."""
+
+
+def served_of(strategies: Sequence[str]) -> str:
+    """Whose version is looked into: EvoRec's, or the last one's where it was not run."""
+    return EVOREC if EVOREC in strategies else strategies[-1]
 
 
 def collect(folder: Path, strategies: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -70,13 +76,17 @@ def _round(folder: Path, strategies: Sequence[str], number: int) -> dict[str, An
         ranks[name] = version_ranks(tables, Blends.model_validate(about["blend"]))
         found[name] = {**about, "metrics": metrics(tables, ranks[name])}
     rule_ranks = {table: {rule: scores.rank_by(rule) for rule in RULES} for table, scores in rules.items()}
+    served = ranks[served_of(strategies)]
     return {
         "round": number,
         **json.loads((rules_folder / RESULT).read_text()),
         "rules": metrics(rules, rule_ranks),
         "strategies": found,
         "asked": {
-            table: asked(scores, {name: of_table[table][BLEND] for name, of_table in ranks.items()})
+            table: {
+                **asked(scores, {name: of_table[table][BLEND] for name, of_table in ranks.items()}),
+                ALONE: rank_lines({part: served[table][part] for part in (RETRIEVER, LLM)} | rule_ranks.get(table, {})),
+            }
             for table, scores in tables.items()
         },
     }

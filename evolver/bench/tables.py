@@ -26,7 +26,7 @@ from evolver.bench.reading import (
     total_seconds,
     trainable_share,
 )
-from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS
+from evolver.bench.results import BLEND, EVOREC, FROZEN, SETS, served_of
 from evolver.bench.rules import RULES
 from evolver.bench.scores import LLM, RETRIEVER
 from shared.ranking import Blends
@@ -116,8 +116,7 @@ def interval(found: Difference) -> str:
 
 def sanity(seeds: Sequence[Results], kind: str, candidates: str) -> list[str]:
     """Plain rules, and the parts of the version that EvoRec serves (of the last strategy, where it was not run)."""
-    strategies = strategies_of(seeds)
-    served = EVOREC if EVOREC in strategies else strategies[-1]
+    served = served_of(strategies_of(seeds))
     metrics = metric_names(candidates)
     numbers = range(1, n_rounds(seeds) + 1)
     header = ["ranked by", *(f"round {number}, {metric.upper()}" for number in numbers for metric in metrics)]
