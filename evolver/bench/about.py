@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from evolver.bench.reading import Results, has_seconds, hours, n_asked, n_updates, span, strategies_of
+from evolver.bench.reading import Results, has_seconds, n_asked, n_updates, span, strategies_of, took
 from evolver.bench.rules import RULES
 from evolver.bench.runner import SETTINGS_THAT_COUNT
 from evolver.bench.tables import markdown
@@ -14,6 +14,7 @@ from shared.config import Settings
 
 SAID_ELSEWHERE = {"max_train_examples", "train_device"}
 """Settings that the benchmark's own options or the machine's line tell."""
+_IN_MINUTES = 180  # up to so many
 
 
 def about(seeds: Sequence[Results]) -> list[str]:
@@ -117,18 +118,27 @@ def _clock(seeds: Sequence[Results]) -> str:
     if not has_seconds(seeds):
         return "Other processes used the accelerator meanwhile, so no seconds are given."
     accelerated = seeds[0]["machine"]["accelerator"]
-    learning, asking = (sum(part) / len(seeds) for part in zip(*map(hours, seeds), strict=True))
+    learning, asking = (sum(part) / len(seeds) for part in zip(*map(took, seeds), strict=True))
     said = (
         f"Seconds are {'those that pass' if accelerated else 'the processor time of all threads'}. A seed's learning "
-        f"took {learning:.1f} hours of these, asking its versions {asking:.1f} hours by the clock, over all processes"
+        f"took {_long(learning)} of these, asking its versions {_long(asking)} by the clock, over all processes"
     )
     if not all("elapsed_seconds" in one for one in seeds):  # written before it was noted
         return f"{said}."
-    elapsed = sum(one["elapsed_seconds"] for one in seeds) / len(seeds) / 3600
+    elapsed = sum(one["elapsed_seconds"] for one in seeds) / len(seeds)
     return (
-        f"{said}; {elapsed:.1f} hours lie between its beginning and its last step's end, pauses included, making the "
+        f"{said}; {_long(elapsed)} lie between its beginning and its last step's end, pauses included, making the "
         "base left out."
     )
+
+
+def _long(seconds: float) -> str:
+    """
+    >>> _long(471.2), _long(11_000)
+    ('8 minutes', '3.1 hours')
+    """
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < _IN_MINUTES else f"{minutes / 60:.1f} hours"
 
 
 def _day(seconds: float) -> str:

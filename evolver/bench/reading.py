@@ -136,14 +136,14 @@ def mean_seconds(seeds: Sequence[Results], strategy: str) -> float:
     return float(np.mean([total_seconds(one, strategy) for one in seeds]))
 
 
-def hours(one: Results) -> tuple[float, float]:
-    """What a seed's learning took, its bootstrap's included (as `total_seconds`), and what asking its versions took, by
-    the clock.
+def took(one: Results) -> tuple[float, float]:
+    """Seconds of a seed's learning, its bootstrap's included (as `total_seconds`), and of asking its versions, by the
+    clock.
     """
     versions = [version for a_round in one["rounds"] for version in a_round["strategies"].values()]
     learning = sum(learning_seconds(made["cost"]) for made in (one["bootstrap"], *versions))
     asking = sum(version["evaluation_seconds"] for version in versions)
-    return learning / 3600, asking / 3600
+    return learning, asking
 
 
 def trainable_share(cost: Mapping[str, Any]) -> float:

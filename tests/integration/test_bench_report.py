@@ -43,7 +43,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         " --first-seed 2`",
         "5.4 M parameters",
         "2 without a title",
-        "A seed's learning took 0.4 hours of these, asking its versions 1.5 hours by the clock",
+        "A seed's learning took 22 minutes of these, asking its versions 90 minutes by the clock",
         "retrain: what it does.",
     ):
         assert words in text
@@ -78,7 +78,7 @@ def test_a_report_says_how_long_all_of_it_took_where_that_was_noted(tmp_path: Pa
     paths = [_written(tmp_path, seed, elapsed_seconds=3600.0 * hours) for seed, hours in ((0, 1), (1, 4))]
     text = write_report(paths, tmp_path / "report.md").read_text()
     assert (
-        "over all processes; 2.5 hours lie between its beginning and its last step's end, pauses included, making"
+        "over all processes; 150 minutes lie between its beginning and its last step's end, pauses included, making"
         in text
     )
     unknown = write_report([paths[0], _written(tmp_path, 2)], tmp_path / "report.md").read_text()
