@@ -43,7 +43,7 @@ def test_a_report_of_several_seeds_and_datasets_has_all_tables_and_plots(tmp_pat
         " --first-seed 2`",
         "5.4 M parameters",
         "2 without a title",
-        "A seed's learning took 22 minutes of these, asking its versions 90 minutes by the clock",
+        "A seed's learning took 21 minutes of these, asking its versions 90 minutes by the clock",
         "retrain: what it does.",
     ):
         assert words in text
