@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,9 +39,8 @@ class Stack:
 
     async def rankings(self) -> float:
         """How many are in the engine, or wait for it."""
-        connection = await self.service.connect()
-        text = (await connection.get("/metrics"))[1].decode()
-        connection.close()
+        with closing(await self.service.connect()) as connection:  # whoever samples may be cancelled here
+            text = (await connection.get("/metrics"))[1].decode()
         (value,) = re.findall(r"^evorec_rankings_running (\S+)$", text, re.MULTILINE)
         return float(value)
 
@@ -70,11 +69,10 @@ async def saturable(*, rank_timeout_ms: int = 10_000, **env: str) -> AsyncIterat
 
 
 async def _served_by(stack: Stack, name: str) -> None:
-    connection = await stack.service.connect()
-    async with asyncio.timeout(60):
-        while True:
-            answer = json.loads((await connection.post("/recommend", ASK))[1])
-            if (answer["adapter"], answer["degraded"]) == (name, False):
-                break
-            await asyncio.sleep(0.05)
-    connection.close()
+    with closing(await stack.service.connect()) as connection:
+        async with asyncio.timeout(60):
+            while True:
+                answer = json.loads((await connection.post("/recommend", ASK))[1])
+                if (answer["adapter"], answer["degraded"]) == (name, False):
+                    break
+                await asyncio.sleep(0.05)
