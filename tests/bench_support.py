@@ -174,3 +174,9 @@ def bench_results(
             for number in range(1, n_rounds + 1)
         ],
     }
+
+
+def rows_of(lines: Sequence[str]) -> dict[str, list[str]]:
+    """A Markdown table's rows: what stands first in them -> their other cells."""
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {name: cells for name, *cells in table[2:]}

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from evolver.bench.absolute import absolute
-from tests.bench_support import bench_results
-
-
-def rows_of(found: list[str]) -> dict[str, list[str]]:
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in found if line.startswith("| ")]
-    return {name: cells for name, *cells in table[2:]}
+from tests.bench_support import bench_results, rows_of
 
 
 def test_groups_count_alike_and_by_size_and_parts_and_rules_stand_beside() -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from evolver.bench.parts import parts
-from tests.bench_support import bench_results
-
-
-def rows_of(found: list[str]) -> dict[str, list[str]]:
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in found if line.startswith("| ")]
-    return {name: cells for name, *cells in table[2:]}
+from tests.bench_support import bench_results, rows_of
 
 
 def test_the_served_blend_stands_against_each_part_and_rule() -> None:
