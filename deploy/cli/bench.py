@@ -37,6 +37,9 @@ def bench(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
     first_seed: Annotated[int, typer.Option(min=0, help="Where to begin: several machines can share the seeds")] = 0,
+    fold: Annotated[
+        int, typer.Option(min=0, max=4, help="Which fifth of the users is the panel; 1..4: confirm on others than 0's")
+    ] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="Minutes instead of hours: one round, less of everything")
     ] = False,
@@ -71,7 +74,7 @@ def bench(
         base_scale=base_scale or size.base_scale,
     )
     chosen = _strategies(strategies or (QUICK_STRATEGIES if quick else None))
-    source = Source(items, interactions, name or usual_name(interactions), Settings())
+    source = Source(items, interactions, name or usual_name(interactions), Settings(), fold)
     if base is not None and base_scale is not None:
         raise InvalidInput("--base names a base, --base-scale says how long one is made: give one of them")
     _require_plain(source.name)

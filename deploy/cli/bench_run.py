@@ -64,6 +64,7 @@ class Source:
     interactions: Path
     name: str
     settings: Settings
+    fold: int = 0
     quiet: bool = False
 
     def timeline(self, seed: int) -> tuple[Timeline, dict[str, Any]]:
@@ -84,7 +85,7 @@ class Source:
             show_bad_lines(catalog, str(self.items))
             show_bad_lines(events, str(self.interactions))
         untitled = require_titles(catalog.rows, self.items)
-        timeline = make_timeline(catalog.rows, events.rows, self.settings, seed=seed)
+        timeline = make_timeline(catalog.rows, events.rows, self.settings, seed=seed, fold=self.fold)
         return timeline, {
             "name": self.name,
             "items": len(timeline.items),
@@ -236,6 +237,7 @@ class Plan:
             "--updates-per-round": (size.updates, usual.updates),
             "--max-evaluated": (size.evaluated, usual.evaluated),
             "--base-scale": (size.base_scale, usual.base_scale),
+            "--fold": (source.fold, 0),
             "--processes": (self.processes, 1),
         }
         for option, (value, default) in options.items():

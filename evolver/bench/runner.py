@@ -166,6 +166,7 @@ class SeedRun:
             # A later call must not report these steps' seconds as if they had been alone.
             **({"shared": True} if self.shared else {}),
             **({"updates_per_round": self.updates} if self.updates > 1 else {}),
+            **({"fold": self.timeline.fold} if self.timeline.fold else {}),
             **self.settings.model_dump(mode="json", include=set(SETTINGS_THAT_COUNT)),
             # A set has no order of its own.
             "positive_events": sorted(self.settings.positive_events),

@@ -23,6 +23,7 @@ PAST_SHARE = 0.70
 PART_SHARE = 0.075
 MAX_ROUNDS = 3
 PANEL_SHARE = 0.20
+FOLDS = 5
 BENCH = DomainId("bench")
 
 
@@ -39,11 +40,14 @@ class Window:
 
 @dataclass(frozen=True)
 class Timeline:
-    """`events` are positive ones on items of the catalog, oldest first, each once; the panel is by hash of the user."""
+    """`events` are positive ones on items of the catalog, oldest first, each once; the panel is by hash of the user,
+    another fifth of them with each `fold`, 0..4.
+    """
 
     items: tuple[Item, ...]
     events: tuple[Interaction, ...]
     seed: int
+    fold: int = 0
 
     @cached_property
     def cuts(self) -> tuple[int, ...]:
@@ -97,23 +101,24 @@ class Timeline:
             items=tuple(item for item in self.items if item.item_id in known),
             histories={user: tuple(events) for user, events in histories.items()},
             window=frozenset(map(event_key, self.events[start:end])),
-            panel=frozenset(user for user in histories if in_panel(user, PANEL_SHARE)),
+            panel=frozenset(user for user in histories if in_panel(user, PANEL_SHARE, self.fold)),
             seed=self.seed,
         )
 
 
 def make_timeline(
-    items: Iterable[Item], interactions: Sequence[Interaction], settings: Settings, *, seed: int
+    items: Iterable[Item], interactions: Sequence[Interaction], settings: Settings, *, seed: int, fold: int = 0
 ) -> Timeline:
-    """The timeline of a dataset whose `interactions` come oldest first, ties in an order that `seed` gave them. What is
-    no longer available today was so in the past: all items are.
+    """The timeline of a dataset whose `interactions` come oldest first, ties in an order that `seed` gave them, and
+    whose panel is the fifth of its users called `fold`. What is no longer available today was so in the past: all items
+    are.
 
     Raises `InvalidInput` where they are too few, or have no dates.
     """
     catalog = {item.item_id: replace(item, available=True) for item in items}
     events = learnable(interactions, catalog, settings)
     require_dates(events)
-    timeline = Timeline(tuple(catalog.values()), events, seed)
+    timeline = Timeline(tuple(catalog.values()), events, seed, fold)
     require_enough(len(events), len(interactions), timeline.cuts)
     return timeline
 
