@@ -31,7 +31,7 @@ def about(seeds: Sequence[Results]) -> list[str]:
         f"{base['parameters'] / 1e6:,.1f} M parameters, {base['layers']} layers, {base['hidden_size']} wide, {origin}.",
         f"- At most {arguments['max_train_examples']:,} training prompts per strategy and {_update(seeds)}, "
         f"{arguments['max_evaluated']:,} users per group and target. Seeds: {numbers}.",
-        f"- Users asked in a round: {_asked(seeds)}. The panel is fold {arguments.get('fold', 0)} of {FOLDS}.",
+        f"- Users asked in a round: {_asked(seeds)}. The panel is fold {arguments.get('fold', 0)} of 0 to {FOLDS - 1}.",
         f"- Machine: {machine['cores']} cores (threads used: {machine['threads']}) and "
         f"{machine['accelerator'] or 'no accelerator'}. {_clock(seeds)}",
         *_unusual(arguments),

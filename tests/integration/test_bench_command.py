@@ -115,6 +115,18 @@ def test_strategies_may_learn_several_times_a_round(tmp_path: Path, learned: lis
     assert "| 2 times 150 |" in report
 
 
+def test_another_fold_is_another_panel_and_no_part_of_the_same_run(tmp_path: Path) -> None:
+    quick = ("--quick", "--strategies", "frozen")
+    found = json.loads(_bench(tmp_path, *quick, "--fold", "2", "--json").stdout)
+    first = json.loads(Path(found["results"][0]).read_text())
+    assert first["arguments"]["fold"] == 2
+    assert "--fold 2" in first["command"]
+    assert "The panel is fold 2 of 0 to 4." in Path(found["report"]).read_text()
+    refused = _bench(tmp_path, *quick).exception
+    assert isinstance(refused, Conflict)
+    assert "fold was 2, now None" in str(refused)
+
+
 def test_machines_can_share_the_seeds(tmp_path: Path) -> None:
     outcome = _bench(tmp_path, "--quick", "--strategies", "frozen", "--first-seed", "1", "--seeds", "2", "--json")
     files = [Path(path) for path in json.loads(outcome.stdout)["results"]]

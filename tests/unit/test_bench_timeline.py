@@ -13,7 +13,7 @@ from deploy.files import read_interactions, read_items
 from evolver.bench.bad_input import FIRST_DATE
 from evolver.bench.cases import DRAWN_SETS, KINDS, MEMORY, NEXT, Round, make_round, next_targets, split_of
 from evolver.bench.rules import CATEGORY, DECAYED, POPULARITY, RULES, TITLE_WORDS, score_rules
-from evolver.bench.timeline import MAX_ROUNDS, PANEL_SHARE, Timeline, Window, make_timeline
+from evolver.bench.timeline import FOLDS, MAX_ROUNDS, PANEL_SHARE, Timeline, Window, make_timeline
 from evolver.inputs import EvolutionInputs, event_key
 from evolver.splits import item_sequence
 from shared.config import Settings
@@ -114,6 +114,13 @@ def test_users_of_the_panel_supply_no_training_target(first: Round) -> None:
         history = first.inputs.histories[target.user_id]
         assert target.before == history[:-1] == first.split.visible[target.user_id]
         assert target.item_id == history[-1].item_id
+
+
+def test_folds_are_panels_of_all_users_without_one_in_common(timeline: Timeline) -> None:
+    folds = [replace(timeline, fold=fold).window(1).inputs for fold in range(FOLDS)]
+    assert folds[0] == timeline.window(1).inputs
+    assert sorted(user for inputs in folds for user in inputs.panel) == sorted(folds[0].histories)
+    assert {frozenset(inputs.histories) for inputs in folds} == {frozenset(folds[0].histories)}
 
 
 def test_next_is_the_first_interaction_after_the_window_with_a_known_item_of_a_known_user() -> None:

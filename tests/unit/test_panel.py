@@ -32,6 +32,11 @@ def test_larger_share_contains_the_smaller(user: str, small: float, large: float
 
 
 @given(user=st.text(max_size=40))
+def test_every_user_is_in_one_fold(user: str) -> None:
+    assert sum(in_panel(UserId(user), 0.20, fold) for fold in range(5)) == 1
+
+
+@given(user=st.text(max_size=40))
 def test_nobody_and_everybody(user: str) -> None:
     assert not in_panel(UserId(user), 0.0)
     assert in_panel(UserId(user), 1.0)
