@@ -178,7 +178,9 @@ class SeedRun:
         before = json.loads(path.read_text()) if path.is_file() else wanted
         differ = [name for name in {**before, **wanted} if name != but and before.get(name) != wanted.get(name)]
         if differ:
-            said = "; ".join(f"{name} was {before.get(name)}, now {wanted.get(name)}" for name in differ)
+            said = "; ".join(
+                f"{name} was {before.get(name, 'not given')}, now {wanted.get(name, 'not given')}" for name in differ
+            )
             raise Conflict(
                 f"{self.folder} holds a benchmark with other arguments ({said}). Go on with those, or give "
                 "another --out."

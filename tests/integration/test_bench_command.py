@@ -124,7 +124,7 @@ def test_another_fold_is_another_panel_and_no_part_of_the_same_run(tmp_path: Pat
     assert "The panel is fold 2 of 0 to 4." in Path(found["report"]).read_text()
     refused = _bench(tmp_path, *quick).exception
     assert isinstance(refused, Conflict)
-    assert "fold was 2, now None" in str(refused)
+    assert "fold was 2, now not given" in str(refused)
 
 
 def test_machines_can_share_the_seeds(tmp_path: Path) -> None:

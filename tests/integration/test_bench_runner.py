@@ -124,7 +124,7 @@ def test_a_round_of_several_updates_goes_on_from_each_and_costs_them_all(base: P
         assert mine["asked"][table]["users"] == asked["users"]
     kept = [path.name for path in (often.folder / EVOREC / "round-2").iterdir()]
     assert sorted(kept) == ["result.json", "scores.npz", "version"]
-    with pytest.raises(Conflict, match="updates_per_round was 3, now None"):
+    with pytest.raises(Conflict, match="updates_per_round was 3, now not given"):
         often.run()
 
 
@@ -252,7 +252,7 @@ def test_processes_that_begin_at_once_agree_on_the_arguments(base: Path, tmp_pat
 def test_seconds_of_a_shared_gpu_cannot_be_reported_by_a_later_call(base: Path, tmp_path: Path) -> None:
     lab = _Lab(base, tmp_path / "seed-0")
     lab.run(rounds=1, shared=True)
-    with pytest.raises(Conflict, match="shared was True, now None"):
+    with pytest.raises(Conflict, match="shared was True, now not given"):
         lab.run(rounds=1)
 
 
