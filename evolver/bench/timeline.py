@@ -22,8 +22,8 @@ from shared.types import DomainId, Interaction, Item, ItemId, UserId
 PAST_SHARE = 0.70
 PART_SHARE = 0.075
 MAX_ROUNDS = 3
-PANEL_SHARE = 0.20
 FOLDS = 5
+PANEL_SHARE = 1 / FOLDS
 BENCH = DomainId("bench")
 
 
